@@ -1,0 +1,21 @@
+"""Templates run by nbmake write their records to a folder of their own, never over those of the book."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+FOLDERS = tempfile.TemporaryDirectory(prefix="safebook-templates-")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    if item.nodeid.split("::")[0].endswith(".ipynb"):
+        os.environ["SAFEBOOK_RECORD_DIR"] = str(Path(FOLDERS.name) / item.path.stem)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item):
+    if item.nodeid.split("::")[0].endswith(".ipynb"):
+        os.environ.pop("SAFEBOOK_RECORD_DIR", None)

@@ -1,0 +1,271 @@
+"""The papers' claims, and the rule by which runs judge them.
+
+A claim (a row of data/claims.yaml) names the statistic that decides it, the null that its 95% interval must
+exclude and the control that it must beat. Seed i gives the value v_i and, from the same record, the control
+c_i. With n >= 3 seeds:
+
+    interval of x     mean +- t s / sqrt(n)       t: 97.5% point of Student's t, n - 1 degrees of freedom
+    value holds       interval of v excludes the null on the claimed side, and the mean reaches the threshold
+    control holds     interval of v - c excludes 0 on the claimed side, or there is no control
+
+    matches                             paper size, and the reported value is in mean +- t s sqrt(1 + 1/n)
+    same direction                      value and control hold
+    not distinguishable from control    the value holds, the control does not
+    differs                             otherwise
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from safebook import paths, registry
+from safebook.errors import InputError
+
+FILE = "claims.yaml"
+MATCHES, SAME, CONTROL, DIFFERS = "matches", "same direction", "not distinguishable from control", "differs"
+NOT_RUN, NOT_MEANINGFUL = "not run at this size", "not meaningful at this size"
+VERDICTS = (MATCHES, SAME, CONTROL, DIFFERS, NOT_RUN, NOT_MEANINGFUL)
+MIN_SEEDS = 3
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Row(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Series(_Row):
+    """Which numbers of a record: one per seed."""
+
+    metric: str
+    labels: dict[str, str | int | float] = {}
+
+
+class Control(Series):
+    """What the effect must beat, seed by seed."""
+
+    description: str
+
+
+class Reported(_Row):
+    """What the paper says."""
+
+    value: Number | None
+    source: str
+    trust: str
+
+
+class Claim(_Row):
+    """One row of data/claims.yaml."""
+
+    id: str
+    paper: Literal["pcfg", "safetylock", "spf", "synthesis"]
+    source: str  # figure, table or observation of the paper
+    statement: str  # the claim, in our words
+    statistic: str  # what is measured, in words
+    run: str
+    page: str  # path in the book
+    direction: Literal["greater", "less"]
+    null: Number  # the interval must exclude it
+    threshold: Number | None = None  # the mean must also reach it
+    value: Series
+    control: Control | None
+    reported: Reported
+    implemented: bool = True
+    meaningful: dict[Literal["smoke", "laptop", "paper"], str] = {}  # sizes where it is not, and why
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Mean of one number per seed, and its 95% intervals (Student t)."""
+
+    mean: float
+    half: float  # of the interval of the mean
+    spread: float  # half of the interval in which the next seed would lie
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Interval":
+        """Of at least two values."""
+        from scipy.stats import t
+
+        n = len(values)
+        mean = math.fsum(values) / n
+        s = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1))
+        if max(values) == min(values):
+            mean, s = values[0], 0.0  # free of rounding
+        point = float(t.ppf(0.975, n - 1))
+        return cls(mean, point * s / math.sqrt(n), point * s * math.sqrt(1 + 1 / n))
+
+    @property
+    def ends(self) -> list[float]:
+        return [self.mean - self.half, self.mean + self.half]
+
+    def excludes(self, point: float, direction: str) -> bool:
+        """Whether all of the interval lies on the claimed side of the point."""
+        low, high = self.ends
+        return low > point if direction == "greater" else high < point
+
+
+def read() -> list[Claim]:
+    """The rows of data/claims.yaml, in order; raises InputError that names the wrong row and field."""
+    import yaml
+
+    path = paths.DATA / FILE
+    if not path.is_file():
+        return []
+    claims = [parse(row) for row in yaml.safe_load(path.read_text(encoding="utf-8")) or []]
+    ids = [claim.id for claim in claims]
+    for claim in claims:
+        if ids.count(claim.id) > 1:
+            raise InputError(f"{FILE}: id", claim.id, "each id once")
+        registry.get(claim.run)
+    return claims
+
+
+def parse(row: Mapping) -> Claim:
+    """One row, as YAML gives it; raises InputError that names what is wrong."""
+    # an unquoted `null:` is a key that YAML reads as nothing
+    row = {"null" if key is None else key: value for key, value in row.items()}
+    try:
+        return Claim.model_validate(row)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{FILE}: {row.get('id')}: {where}", first["input"], first["msg"]) from None
+
+
+def judge(claim: Claim, size: str, values: Mapping[int, float], controls: Mapping[int, float] | None) -> dict:
+    """verdict, reason, value, interval and control of a claim, from a value and a control per seed."""
+    if claim.control is not None and controls is None:
+        raise ValueError(f"{claim.id} has a control, but no control values were given")
+    result: dict = {"value": None, "interval": None, "control": None, "reason": None}
+    if len(values) >= 2:
+        measured = Interval.of(list(values.values()))
+        result |= {"value": measured.mean, "interval": measured.ends}
+    elif values:
+        result |= {"value": next(iter(values.values()))}
+    pairs = {}
+    if claim.control is not None:
+        pairs = {seed: values[seed] - controls[seed] for seed in values if seed in controls}
+        result["control"] = {"description": claim.control.description, "value": None, "interval": None}
+        if controls:
+            result["control"]["value"] = math.fsum(controls.values()) / len(controls)
+        if len(controls) >= 2:
+            result["control"]["interval"] = Interval.of(list(controls.values())).ends
+    if size in claim.meaningful:
+        return result | {"verdict": NOT_MEANINGFUL, "reason": claim.meaningful[size]}
+    if len(values) < MIN_SEEDS:
+        return result | {
+            "verdict": NOT_MEANINGFUL,
+            "reason": f"{_seeds(values)}, a verdict needs {MIN_SEEDS}",
+        }
+    if claim.control is not None and len(pairs) < MIN_SEEDS:
+        reason = f"{_seeds(pairs)} with a control, a verdict needs {MIN_SEEDS}"
+        return result | {"verdict": NOT_MEANINGFUL, "reason": reason}
+    reported = claim.reported.value
+    if size == "paper" and reported is not None and abs(reported - measured.mean) <= measured.spread:
+        return result | {"verdict": MATCHES}
+    holds = measured.excludes(claim.null, claim.direction)
+    if holds and claim.threshold is not None:
+        reached = (
+            measured.mean >= claim.threshold
+            if claim.direction == "greater"
+            else measured.mean <= claim.threshold
+        )
+        holds = reached
+    if not holds:
+        return result | {"verdict": DIFFERS}
+    if claim.control is not None and not Interval.of(list(pairs.values())).excludes(0.0, claim.direction):
+        return result | {"verdict": CONTROL}
+    return result | {"verdict": SAME}
+
+
+def _seeds(values: Mapping) -> str:
+    return f"{len(values)} seed{'' if len(values) == 1 else 's'}"
+
+
+def _record(run_id: str, size: str):
+    """This machine's record of that size, else the committed one, else None; and whether it is stale."""
+    from safebook import results, run
+
+    registered = registry.get(run_id)
+    state, _ = run.state(registered, size)
+    if state in (run.SUCCEEDED, "stale"):
+        return results.load(registered.folder(size)), state == "stale"
+    if (registered.recorded(size) / results.FILE).is_file():
+        record = results.load(registered.recorded(size))
+        return record, record.inputs_hash != registry.inputs_hash(registered, size)
+    return None, False
+
+
+def row(claim: Claim, size: str | None) -> dict:
+    """A claim with its verdict, as `safebook claims --json` has it; size None: the largest with a record."""
+    from safebook.schema import RecordError
+
+    sizes = [size] if size else list(reversed(registry.SIZES))
+    record, stale = None, False
+    reason = None if claim.implemented else "not implemented yet"
+    for each in sizes if claim.implemented else []:
+        try:
+            record, stale = _record(claim.run, each)
+        except RecordError as error:
+            reason = f"the record is not valid: {error}"
+        if record is not None:
+            break
+    base = {
+        "id": claim.id,
+        "paper": claim.paper,
+        "source": claim.source,
+        "statement": claim.statement,
+        "statistic": claim.statistic,
+        "implemented": claim.implemented,
+        "size": record.size if record else size,
+        "seeds": record.seeds if record else [],
+        "stale": stale,
+        "unit": claim.unit,
+        "reported": claim.reported.model_dump(),
+        "trust": claim.reported.trust,
+        "run": claim.run,
+        "page": claim.page,
+    }
+    nothing = {"value": None, "interval": None, "control": None, "verdict": NOT_RUN, "reason": None}
+    if claim.control is not None:
+        nothing["control"] = {"description": claim.control.description, "value": None, "interval": None}
+    if record is None:
+        return base | nothing | {"reason": reason}
+    try:
+        values = record.scalars(claim.value.metric, **claim.value.labels)
+        control = claim.control
+        controls = record.scalars(control.metric, **control.labels) if control else None
+    except RecordError as error:
+        return base | nothing | {"reason": f"the record does not hold it: {error}"}
+    return base | judge(claim, record.size, values, controls)
+
+
+def scorecard(size: str | None = None) -> list[dict]:
+    """Every claim with its verdict, in the file's order; size None: at the largest size with a record."""
+    return [row(claim, size) for claim in read()]
+
+
+def as_text(rows: Sequence[dict]) -> str:
+    """The scorecard for a terminal."""
+    from safebook.terminal import table
+
+    def number(value: float | None) -> str:
+        return "-" if value is None else f"{value:.3g}"
+
+    lines = []
+    for r in rows:
+        interval = f" [{number(r['interval'][0])}, {number(r['interval'][1])}]" if r["interval"] else ""
+        control = number(r["control"]["value"]) if r["control"] else "none"
+        verdict = (
+            r["verdict"] + (" (stale)" if r["stale"] else "") + (f": {r['reason']}" if r["reason"] else "")
+        )
+        size = f"{r['size'] or '-'}, {_seeds(r['seeds'])}"
+        lines.append(
+            (r["id"], number(r["reported"]["value"]), number(r["value"]) + interval, control, size, verdict)
+        )
+    return table(("claim", "reported", "measured", "control", "size", "verdict"), lines)

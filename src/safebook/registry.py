@@ -1,0 +1,164 @@
+"""The runs of the book: one template x one parameter group per size.
+
+The Snakefile, the command line, the table of contents, the tests and the scorecard all read this list. The
+template's own defaults are the smoke size, so a smoke group is always empty.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from safebook import parameters, paths, sources
+from safebook.errors import InputError
+from safebook.zoo import FINE_TUNED
+
+SIZES = ("smoke", "laptop", "paper")
+PACKAGE = Path(__file__).parent
+PCFG_MODELS = ("pcfg-pretrained", *FINE_TUNED)
+# How a model is trained is in its artefact's key; here stands what measures it.
+_WORLD = ("profiles.py", "streams.py", "worlds/grammars.py", "worlds/pcfg.py", "worlds/instructions.py")
+_MODEL = (*_WORLD, "models.py")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One page of the book."""
+
+    id: str
+    template: str  # below notebooks/
+    title: str
+    paper: str  # pcfg | safetylock | spf | synthesis
+    artifacts: tuple[str, ...] = ()  # trained models it needs, one per seed: names of zoo.ARTIFACTS
+    modules: tuple[str, ...] = ()  # what measures: a change makes the record stale
+    drawing: tuple[str, ...] = (
+        "plots.py",
+        "widgets.py",
+        "prose.py",
+    )  # what draws: a change only runs the notebook again
+    groups: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # size -> parameter overrides
+
+    @property
+    def path(self) -> Path:
+        """The template."""
+        return paths.NOTEBOOKS / self.template
+
+    def folder(self, size: str) -> Path:
+        """Where a run of this size on this machine lands."""
+        return paths.RESULTS / size / self.id
+
+    def recorded(self, size: str) -> Path:
+        """Where a committed record of this size lies."""
+        return paths.RECORDED / size / self.id
+
+
+def _groups(**laptop_and_paper: Mapping[str, object]) -> dict[str, dict[str, object]]:
+    three = {"seeds": [0, 1, 2]}
+    return {"smoke": {}} | {s: {"size": s} | three | dict(extra) for s, extra in laptop_and_paper.items()}
+
+
+RUNS: tuple[Run, ...] = (
+    Run(
+        id="pcfg-01-world",
+        template="pcfg/01_world.ipynb",
+        title="The PCFG world",
+        paper="pcfg",
+        modules=_WORLD,
+        groups=_groups(laptop={"samples": 4000}, paper={"samples": 4000}),
+    ),
+    Run(
+        id="pcfg-02-pretraining",
+        template="pcfg/02_pretraining.ipynb",
+        title="Pretraining",
+        paper="pcfg",
+        artifacts=("pcfg-pretrained",),
+        modules=(*_MODEL, "behaviour.py"),
+        groups=_groups(laptop={"samples": 4000}, paper={"samples": 10_000}),
+    ),
+    Run(
+        id="pcfg-03-safety-finetuning",
+        template="pcfg/03_safety_finetuning.ipynb",
+        title="Safety fine-tuning",
+        paper="pcfg",
+        artifacts=PCFG_MODELS,
+        modules=(*_MODEL, "behaviour.py", "attacks.py"),
+        groups=_groups(laptop={"samples": 2000}, paper={"samples": 10_000}),
+    ),
+    Run(
+        id="pcfg-04-feature-space",
+        template="pcfg/04_feature_space.ipynb",
+        title="Feature space",
+        paper="pcfg",
+        artifacts=PCFG_MODELS,
+        modules=(*_MODEL, "activations.py", "geometry.py"),
+        groups=_groups(laptop={"samples": 1000}, paper={"samples": 1000}),
+    ),
+)
+
+
+def check_size(size: str) -> str:
+    """The size itself; raises InputError if there is no such size."""
+    if size not in SIZES:
+        raise InputError("size", size, " | ".join(SIZES))
+    return size
+
+
+def get(run_id: str) -> Run:
+    """The run of this id; raises InputError with the known ids."""
+    for run in RUNS:
+        if run.id == run_id:
+            return run
+    raise InputError("run", run_id, ", ".join(run.id for run in RUNS))
+
+
+def by_template(name: str) -> Run:
+    """The run of a template (`pcfg/04_feature_space`, also with .ipynb or notebooks/) or of a run id."""
+    wanted = name.removeprefix("./").removeprefix("notebooks/").removesuffix(".ipynb")
+    for run in RUNS:
+        if wanted in (run.id, run.template.removesuffix(".ipynb")):
+            return run
+    raise InputError("notebook", name, ", ".join(run.template.removesuffix(".ipynb") for run in RUNS))
+
+
+def group(run: Run, size: str) -> dict[str, parameters.Value]:
+    """Every parameter of the run at this size: the template's defaults, overridden by the group."""
+    return parameters.resolve(run.path, run.groups.get(check_size(size), {}))
+
+
+def seeds(run: Run, size: str) -> list[int]:
+    """The seeds of the run at this size."""
+    given = run.groups.get(check_size(size), {}).get("seeds")
+    return list(given if given is not None else parameters.read(run.path)["seeds"].default)
+
+
+def inputs_hash(run: Run, size: str, values: Mapping[str, object] | None = None) -> str:
+    """sha256 over all that a record of this run depends on; a record with another hash is stale.
+
+    values: the run's parameters where they are not those of its group. Of profiles.py only the profile of
+    this size counts: a laptop setting leaves a paper record as it is.
+    """
+    from safebook import zoo
+
+    values = group(run, size) if values is None else parameters.resolve(run.path, values)
+    keys = [zoo.key(name, values["size"], seed) for name in run.artifacts for seed in values["seeds"]]
+    settings = ""
+    if "profiles.py" in run.modules:
+        from safebook.profiles import profile
+
+        settings = repr(profile(values["size"]))
+    modules = [name for name in run.modules if name != "profiles.py"]
+    return hash_inputs(run.path, values, modules, [*keys, settings])
+
+
+def hash_inputs(
+    template: Path, values: Mapping, modules: Iterable[str] = (), more: Iterable[str] = ()
+) -> str:
+    """sha256 over the template's measuring cells, the parameters, the modules' code and more texts."""
+    parts = {
+        "cells": [sources.essence(cell) for cell in parameters.cells(template, "measure", "parameters")],
+        "parameters": dict(values),
+        "modules": {name: sources.module(PACKAGE / name) for name in modules},
+        "more": list(more),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,188 @@
+"""The trained models: built once, found by what went into them, shared by every notebook that needs them.
+
+A model lives in `artifacts/<size>/<name>-seed<seed>-<key>/` as `model.safetensors` and `meta.json`. The key hashes the
+settings, the seed, the code of the modules that make the model (not its comments or docstrings) and the key of the model
+it starts from. `meta.json` is written last: a folder without it is not a model.
+"""
+
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safebook import paths, sources
+from safebook.errors import InputError
+
+if TYPE_CHECKING:
+    from safebook.models import GPT
+
+#: Modules whose code decides what a trained model is.
+MODULES = (
+    "settings.py",
+    "streams.py",
+    "worlds/grammars.py",
+    "worlds/pcfg.py",
+    "worlds/instructions.py",
+    "models.py",
+    "objectives.py",
+    "training.py",
+    "behaviour.py",
+    "recipes.py",
+)
+BASE = "pcfg-pretrained"
+FINE_TUNED = tuple(
+    f"pcfg-{name}"
+    for name in (
+        *(
+            f"{protocol}-{rate}"
+            for protocol in ("ssft", "dpo", "unlearning", "benign")
+            for rate in ("medium", "small")
+        ),
+        "dpo_standard-medium",
+    )
+)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    name: str
+    needs: tuple[str, ...] = ()
+
+
+ARTIFACTS = {BASE: Artifact(BASE)} | {name: Artifact(name, (BASE,)) for name in FINE_TUNED}
+
+
+def _check(name: str, seed: int) -> None:
+    if name not in ARTIFACTS:
+        raise InputError("name", name, ", ".join(ARTIFACTS))
+    if not isinstance(seed, int) or seed < 0:
+        raise InputError("seed", seed, "an integer >= 0")
+
+
+@cache
+def key(name: str, size: str, seed: int) -> str:
+    """12 hexadecimal digits that name everything the model is made from."""
+    from safebook.profiles import profile
+
+    _check(name, seed)
+    p = profile(size)
+    settings: dict = {"world": asdict(p.world), "model": asdict(p.model), "device": p.device, "seed": seed}
+    if name == BASE:
+        settings |= {"pretraining": asdict(p.pretraining), "mixture": asdict(p.mixture)}
+    else:
+        rate = name.rsplit("-", 1)[1]
+        settings |= {"fine_tuning": asdict(p.fine_tuning[rate]), "protocols": asdict(p.protocols)}
+        settings |= {"mixture": asdict(p.mixture)}
+    package = Path(__file__).parent
+    content = {
+        "name": name,
+        "settings": settings,
+        "code": [sources.module(package / module) for module in MODULES],
+        "needs": [key(need, size, seed) for need in ARTIFACTS[name].needs],
+    }
+    return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def path(name: str, size: str, seed: int) -> Path:
+    """Folder of the model; complete if and only if it holds `meta.json`."""
+    return paths.ARTIFACTS / size / f"{name}-seed{seed}-{key(name, size, seed)}"
+
+
+def build(
+    name: str, size: str, seed: int, progress: bool = True, stop_after_seconds: float | None = None
+) -> Path:
+    """Train the model, and what it starts from, unless they are there. Goes on from a checkpoint.
+
+    With `stop_after_seconds` it may return early, the folder then holding a checkpoint and no `meta.json`.
+    """
+    folder = path(name, size, seed)
+    if (folder / "meta.json").exists():
+        return folder
+    for need in ARTIFACTS[name].needs:
+        if not (build(need, size, seed, progress, stop_after_seconds) / "meta.json").exists():
+            return folder  # out of time before its turn came
+
+    import torch
+    from safetensors.torch import save_file
+
+    from safebook import recipes
+    from safebook.profiles import profile
+    from safebook.training import train
+    from safebook.worlds.pcfg import PCFGWorld
+
+    p = profile(size)
+    device = device_of(p.device)
+    world = PCFGWorld(p.world, device)
+    model = recipes.new_model(p, seed).to(device)
+    if name == BASE:
+        recipe = recipes.pretraining(p, world, seed)
+    else:
+        base = load(BASE, size, seed).to(device)
+        model.load_state_dict(base.state_dict())
+        recipe = recipes.fine_tuning(name, p, world, seed, base)
+    folder.mkdir(parents=True, exist_ok=True)
+    points = 20 if recipe.settings.iterations >= 1000 else 10
+    history = train(
+        model,
+        recipe.objective,
+        recipe.batches,
+        recipe.settings,
+        evaluate=recipe.evaluate,
+        evaluate_at=tuple(recipe.settings.iterations * k // points for k in range(points + 1)),
+        checkpoint=folder / "checkpoint.safetensors",
+        stop_after_seconds=stop_after_seconds,
+        progress=f"{size} {name} seed {seed}" if progress else None,
+    )
+    if not history.loss or history.loss[-1]["iteration"] < recipe.settings.iterations:
+        return folder
+    weights = folder / "model.safetensors"
+    save_file({k: v.cpu().contiguous() for k, v in model.state_dict().items()}, weights.with_suffix(".tmp"))
+    os.replace(weights.with_suffix(".tmp"), weights)
+    meta = {
+        "name": name,
+        "size": size,
+        "seed": seed,
+        "key": key(name, size, seed),
+        "sha256": sha256(weights.read_bytes()).hexdigest(),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "duration_s": round(history.seconds, 1),
+        "history": vars(history),
+    }
+    temporary = folder / "meta.json.tmp"
+    temporary.write_text(json.dumps(meta, indent=1, sort_keys=True))
+    os.replace(temporary, folder / "meta.json")
+    (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+    return folder
+
+
+def device_of(wish: str) -> str:
+    """ "auto": the GPU if there is one."""
+    import torch
+
+    return ("cuda" if torch.cuda.is_available() else "cpu") if wish == "auto" else wish
+
+
+def load(name: str, size: str, seed: int) -> "GPT":
+    """The trained model on the CPU, built first if need be (with a progress bar)."""
+    from safetensors.torch import load_file
+
+    from safebook.models import GPT
+    from safebook.profiles import profile
+
+    folder = build(name, size, seed)
+    model = GPT(profile(size).model)
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    return model.eval().requires_grad_(False)
+
+
+def meta(name: str, size: str, seed: int) -> dict:
+    """Facts and learning curves of a trained model, built first if need be."""
+    return json.loads((build(name, size, seed) / "meta.json").read_text())

@@ -1,0 +1,376 @@
+"""The book's generated parts, without Sphinx and without a browser."""
+
+import json
+import re
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import nbformat
+import pytest
+import yaml
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from safebook import (
+    book,
+    book_html,
+    book_notebook,
+    book_pages,
+    book_post,
+    book_tables,
+    paths,
+    registry,
+    widgets,
+)
+from safebook.book_state import RunView
+from safebook.errors import InputError
+from safebook.registry import Run
+
+EVIL = "</p></div><script>alert(1)</script>\n\n# not a heading {x}`y` [a](b)"
+RUN = Run(id="pcfg-99-toy", template="pcfg/99_toy.ipynb", title="A *toy*", paper="pcfg")
+RECORD = {
+    "run": RUN.id,
+    "size": "laptop",
+    "seeds": [0, 1, 2],
+    "scalars": [
+        {"metric": "S", "value": 1.0 + s, "unit": "", "seed": s, "n": 10, "labels": {"model": EVIL}}
+        for s in range(3)
+    ],
+    "tables": {"tau": {}},
+    "provenance": {
+        "commit": "0123456789abcdef",
+        "dirty": True,
+        "date": "2026-11-21T00:36:00+00:00",
+        "duration_s": 75.2,
+        "peak_memory_bytes": 3 * 2**30,
+        "device": EVIL,
+        "threads": 2,
+        "cpu": "a processor",
+        "versions": {"torch": "2.13.0"},
+        "python": "3.11",
+        "platform": "Linux",
+    },
+}
+ROW = {
+    "id": "pcfg-1",
+    "paper": "pcfg",
+    "source": "Figure 3",
+    "statement": EVIL,
+    "statistic": "S in layer 6",
+    "size": "laptop",
+    "seeds": [0, 1, 2],
+    "stale": False,
+    "unit": "",
+    "value": 35.25,
+    "interval": [30.0, 40.5],
+    "control": {"description": EVIL, "value": 1.25, "interval": [1.0, 1.5]},
+    "reported": {"value": 95.9, "source": "Figure 3, measured from the picture", "trust": "high"},
+    "verdict": "same direction",
+    "reason": None,
+    "run": "pcfg-04-feature-space",
+    "page": "executed/pcfg/04_feature_space",
+    "implemented": True,
+}
+
+
+# --- the book and the registry agree ---
+
+
+def test_contents_name_the_runs():
+    book.check_toc()
+
+
+def test_contents_that_miss_a_run_are_an_error(monkeypatch):
+    monkeypatch.setattr(registry, "RUNS", registry.RUNS[:-1])
+    with pytest.raises(book.BookError, match="04_feature_space"):
+        book.check_toc()
+
+
+def test_every_page_in_the_contents_exists():
+    contents = yaml.safe_load((paths.BOOK / "_toc.yml").read_text())
+    named = [name for name in book._files(contents) if not name.startswith("executed/")] + [contents["root"]]
+    assert all((paths.BOOK / f"{name}.md").is_file() for name in named)
+    assert {f"{name}.md" for name in named} == {path.name for path in paths.BOOK.glob("*.md")}
+
+
+def test_no_static_folder_and_exact_pins():
+    assert not (paths.BOOK / "_static").exists()  # jupyter-book would add every script in it to every page
+    package = json.loads((paths.ROOT / "package.json").read_text())
+    lock = json.loads((paths.ROOT / "package-lock.json").read_text())
+    assert all(re.fullmatch(r"\d+\.\d+\.\d+", version) for version in package["dependencies"].values())
+    assert lock["packages"][""]["dependencies"] == package["dependencies"]
+    assert not any(
+        "resolved" in entry for entry in lock["packages"].values()
+    )  # versions and checksums, no hosts
+    assert all("integrity" in entry for name, entry in lock["packages"].items() if name)
+
+
+# --- text from elsewhere ---
+
+
+def test_escaped_text_is_one_line_without_markup():
+    text = book_html.esc(EVIL)
+    assert "<" not in text and "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "\u2013"),
+        (0.0, "0"),
+        (12345, "12,345"),
+        (0.123456, "0.123"),
+        (95.94, "95.9"),
+        (1e-9, "1.00e-09"),
+    ],
+)
+def test_numbers(value, text):
+    assert book_html.number(value) == text
+
+
+def test_durations_and_sizes():
+    assert [book_html.duration(s) for s in (None, 2.04, 75, 3720)] == [
+        "\u2013",
+        "2.0 s",
+        "1 min 15 s",
+        "1 h 02 min",
+    ]
+    assert book_html.memory(3 * 2**30) == "3.00 GiB" and book_html.memory(5 * 2**20) == "5 MiB"
+    assert book_html.date("2026-11-21T00:36:00+00:00") == "2026-11-21 00:36 UTC"
+
+
+def _blocks(text: str) -> list[str]:
+    """Lines of generated Markdown outside HTML, fences and directives."""
+    return [line for line in text.splitlines() if not line.startswith(("<", ":::", "```"))]
+
+
+def test_scorecard_escapes_and_shows_all():
+    text = book_tables.scorecard([ROW], [ROW | {"size": "smoke", "verdict": "not meaningful at this size",
+                                                "reason": "1 seed, a verdict needs 3"}], "smoke")  # fmt: skip
+    for part in (
+        "same direction",
+        "35.2",
+        "[30, 40.5]",
+        "1.25",
+        "95.9",
+        "3 seeds",
+        "laptop",
+        "1 seed, a verdict",
+    ):
+        assert part in text, part
+    assert 'href="../executed/pcfg/04_feature_space.html"' in text
+    assert 'href="../records/laptop/pcfg-04-feature-space/results.json"' in text
+    assert "<script" not in text and "# not a heading" not in "\n".join(_blocks(text))
+
+
+def test_scorecard_says_whether_this_build_agrees():
+    text = book_tables.scorecard([ROW | {"size": "paper"}], [ROW | {"verdict": "differs"}], "laptop")
+    assert "This build (laptop)" in text and "does not agree" in text
+    assert "This build" not in book_tables.scorecard([ROW], [ROW], "laptop")
+
+
+def test_progress_bars_of_the_run_are_left_out():
+    view = new_output("display_data", data={book_notebook.WIDGET_VIEW: {"model_id": "box"}})
+    bar = {"box": {"model_name": "HBoxModel", "state": {"children": ["IPY_MODEL_bar"]}}}
+    state = {"state": bar | {"bar": {"model_name": "FloatProgressModel", "state": {}}}}
+    cell = new_code_cell("x", outputs=[view])
+    notebook = new_notebook(cells=[cell], metadata={"widgets": {book_notebook.WIDGET_STATE: state}})
+    book_notebook.clean(notebook, failed=False)
+    assert cell.outputs == []
+
+
+def test_summary_counts_verdicts():
+    rows = [
+        ROW,
+        ROW | {"id": "b", "verdict": "differs"},
+        ROW | {"id": "c", "verdict": "not run at this size"},
+    ]
+    text = book_tables.summary(rows, "laptop")
+    assert text.count("<li>") == 2 and "Differs" in text and "Matches" not in text and "<script" not in text
+    assert "No claim has been judged yet" in book_tables.summary(rows[2:], "smoke")
+    assert "No claim is registered" in book_tables.summary([], "smoke")
+
+
+def test_every_verdict_has_a_colour_and_a_sign():
+    from safebook import claims
+
+    assert set(claims.VERDICTS) == set(book_html.VERDICT_CLASS) == set(book_html.VERDICT_SIGN)
+
+
+# --- pages of runs ---
+
+
+def _view(tmp_path, cells, **more) -> RunView:
+    path = tmp_path / "notebook.ipynb"
+    nbformat.write(new_notebook(cells=cells), path)
+    return RunView(
+        RUN, "laptop", **({"state": "ok", "folder": tmp_path, "record": RECORD, "notebook": path} | more)
+    )
+
+
+def test_page_of_a_run(tmp_path):
+    cells = [
+        new_markdown_cell("# Title\n\nText."),
+        new_code_cell("a = 1", metadata={"tags": ["injected-parameters"]}),
+    ]
+    suffix, text = book_pages.page(_view(tmp_path, cells), (), "<p>claims</p>")
+    page = nbformat.reads(text, as_version=4)
+    assert suffix == ".ipynb" and [cell.source for cell in page.cells][0::2][0] == "# Title"
+    facts = page.cells[1].source
+    for part in (
+        "laptop",
+        "0, 1, 2",
+        "1 min 15 s",
+        "3.00 GiB",
+        "2 threads",
+        "0123456789 + uncommitted changes",
+    ):
+        assert part in facts, part
+    assert 'href="../../records/laptop/pcfg-99-toy/tau.csv" download' in facts
+    assert "<script" not in facts
+    assert page.cells[2].source == "Text." and "hide-input" in page.cells[3].metadata["tags"]
+    assert page.cells[-1].source.endswith("<p>claims</p>")
+
+
+def test_page_of_a_stale_run(tmp_path):
+    _, text = book_pages.page(_view(tmp_path, [], state="stale"))
+    assert "{admonition} Stale" in text and "A \\\\*toy\\\\*" in text
+
+
+def test_page_of_a_failed_run_keeps_what_there_is(tmp_path):
+    cells = [
+        new_markdown_cell("# Title"),
+        new_markdown_cell("papermill's own words", metadata={"tags": ["papermill-error-cell-tag"]}),
+        new_code_cell(
+            "x", outputs=[new_output("error", ename="E", evalue="v", traceback=["\x1b[31mE\x1b[0m: v"])]
+        ),
+        new_markdown_cell("It is {glue:text}`missing:.2f`."),
+    ]
+    error = {"name": "ValueError", "message": EVIL, "cell": 1, "traceback": EVIL}
+    view = _view(tmp_path, cells, state="failed", record=None, error=error, status={"duration_s": 3.0})
+    page = nbformat.reads(book_pages.page(view)[1], as_version=4)
+    top = page.cells[1].source
+    assert (
+        "This run failed" in top
+        and "ValueError" in top
+        and "<script" not in top
+        and "results.json" not in top
+    )
+    assert "# not a heading" not in "\n".join(_blocks(top))
+    assert page.cells[2].outputs[0].output_type == "stream" and page.cells[2].outputs[0].text == "E: v"
+    assert page.cells[3].source == "It is *(not measured)*." and len(page.cells) == 4
+
+
+def test_page_of_a_run_that_never_was():
+    suffix, text = book_pages.page(RunView(RUN, "paper", "not run"))
+    assert suffix == ".md" and "Not run at this size" in text and "make book SIZE=paper" in text
+    other = RunView(RUN, "laptop", "ok", local=False, record=RECORD)
+    text = book_pages.page(RunView(RUN, "paper", "not run"), [other])[1]
+    assert "Recorded at size laptop" in text and "1 to 3" in text and "<script" not in text
+
+
+def test_outputs_are_made_fit():
+    view = {"application/vnd.jupyter.widget-view+json": {"model_id": "gone"}, "text/plain": "Box()"}
+    image = {"image/png": "aGk="}
+    cell = new_code_cell(
+        "x",
+        outputs=[
+            new_output("stream", text="\r 10%|#\r100%|##\n\x1b[1mdone\x1b[0m\n"),
+            new_output("display_data", data=view),
+            new_output("display_data", data={"application/unknown": "x"}),
+            new_output("display_data", data=image, metadata={"image/png": {"alt": "Two bars."}}),
+        ],
+    )
+    bare = new_code_cell("y", outputs=[new_output("display_data", data=image)])
+    notebook = new_notebook(
+        cells=[new_markdown_cell("## Layers"), cell, bare], metadata={"papermill": {"x": 1}}
+    )
+    book_notebook.clean(notebook, failed=False)
+    assert [output.output_type for output in cell.outputs] == ["stream", "display_data"]
+    assert cell.outputs[0].text == "100%|##\ndone\n"
+    assert cell.metadata["mystnb"]["image"]["alt"] == "Two bars."
+    assert bare.metadata["mystnb"]["image"]["alt"] == "Figure: Layers"
+    assert "papermill" not in notebook.metadata
+
+
+def test_status_lists_runs_failures_and_machines(tmp_path):
+    failed = RunView(RUN, "smoke", "failed", error={"name": "E", "message": EVIL}, status={"duration_s": 3})
+    other = RunView(RUN, "laptop", "stale", tmp_path, False, RECORD)
+    text = book_tables.status([failed], [other], "smoke")
+    for part in ("1 failed", "## Failures", "## Other records", "stale", "3.00 GiB", "torch", "a processor"):
+        assert part in text, part
+    assert "<script" not in text
+
+
+# --- after Sphinx ---
+
+PAGE = """<!DOCTYPE html><html><head><meta charset="utf-8"><script>const THEBE_JS_URL = 1</script>
+<script>const a = 1</script><script src="x.js"></script><script type="application/json">{"b": 2}</script>
+<link rel="stylesheet" href="_static/sphinx-thebe.css?v=1" /></head>
+<body><script>const a = 1</script></body></html>"""
+
+
+def test_strict_moves_inline_scripts():
+    page, bodies = book_post.strict(PAGE, "../")
+    assert list(bodies.values()) == ["const a = 1"]
+    assert page.count(f'src="../_static/inline/{next(iter(bodies))}"') == 2
+    assert '<script src="x.js">' in page and '{"b": 2}' in page and "thebe" not in page.lower()
+    assert page.index(book_post.META) < page.index("<script")
+    assert book_post.strict(page, "../") == (page, {})
+
+
+def test_the_machine_is_forgotten(tmp_path):
+    (tmp_path / "a.html").write_text(f"in {paths.ROOT}/src/x.py and {paths.ROOT}")
+    book_post.forget_machine(tmp_path)
+    assert str(paths.ROOT) not in (tmp_path / "a.html").read_text()
+
+
+# --- widgets ---
+
+
+def _figures(count: int):
+    import matplotlib.pyplot as plt
+
+    return [plt.figure(figsize=(1, 1)) for _ in range(count)]
+
+
+def test_slider_shows_default_and_links(monkeypatch):
+    import IPython.display
+
+    shown = []
+    monkeypatch.setattr(IPython.display, "display", lambda *what, **_: shown.extend(what))
+    alt = [f'Figure "{i}" <of> three.' for i in range(3)]
+    widgets.slider_figures(_figures(3), ["a", "b", "c"], "Layer", alt, default=1)
+    fallback, box = shown[0]["text/html"], shown[1]
+    slider, stack = box.children
+    assert (
+        f'data-widget="{box.model_id}"' in fallback and "Figure &quot;1&quot; &lt;of&gt; three." in fallback
+    )
+    assert slider.index == stack.selected_index == 1 and len(stack.children) == 3
+
+
+@pytest.mark.parametrize(
+    ("labels", "alt", "default", "name"),
+    [
+        (["a"], ["Long enough text."] * 2, 0, "labels"),
+        (["a", "a"], ["Long enough text."] * 2, 0, "labels"),
+        (["a", "b"], ["Long enough text."], 0, "alt"),
+        (["a", "b"], ["short", "Long enough text."], 0, "alt"),
+        (["a", "b"], ["Long enough text."] * 2, 2, "default"),
+    ],
+)
+def test_slider_refuses_bad_input(labels, alt, default, name):
+    with pytest.raises(InputError, match=name):
+        widgets.slider_figures(_figures(2), labels, "Layer", alt, default)
+
+
+def test_figure_needs_a_text(monkeypatch):
+    import IPython.display
+
+    shown = []
+    monkeypatch.setattr(IPython.display, "display", lambda what, **more: shown.append((what, more)))
+    widgets.figure(_figures(1)[0], "One empty figure.")
+    assert shown[0][1]["metadata"]["image/png"]["alt"] == "One empty figure."
+    with pytest.raises(InputError, match="alt"):
+        widgets.figure(_figures(1)[0], "")
