@@ -19,7 +19,7 @@ from safebook.training import TrainingSettings
 from safebook.worlds.instructions import compliance, pretraining_batch, prompts, refusal
 from safebook.worlds.pcfg import PCFGWorld
 
-CURVE_SAMPLES = 400  # validation samples at each point of a learning curve
+CURVE_SAMPLES = 200  # validation samples at each point of a learning curve
 
 
 @dataclass(frozen=True)

@@ -101,3 +101,34 @@ def test_paper_profile_has_the_published_settings():
         assert s.learning_rate == pytest.approx(value) and s.minimum_rate == pytest.approx(value / 100)
     assert p.mixture.at(0.05) == pytest.approx((0.5, 0.1, 0.2, 0.2))
     assert p.mixture.at(1.0) == pytest.approx((0.1, 0.2, 0.3, 0.4))
+
+
+def test_every_difference_between_laptop_and_paper_carries_a_reason():
+    """No setting of the laptop profile differs from the paper's unless the comparison table shows it."""
+    from dataclasses import asdict
+
+    from safebook.profiles import comparison
+
+    rows = comparison()
+    assert all(row["paper"] != row["laptop"] and len(row["reason"]) > 3 for row in rows)
+    laptop, paper = profile("laptop"), profile("paper")
+    explained = {
+        "world": {"alphabet", "terminals", "operators", "duplicates", "operand_lengths", "sequence_length"}
+        | {"always_unsafe", "always_safe"},
+        "model": {"vocabulary", "context", "layers", "heads", "width", "hidden", "embedding_std"},
+        "pretraining": {
+            "iterations",
+            "batch",
+            "learning_rate",
+            "minimum_rate",
+            "warmup",
+            "decay_until",
+            "precision",
+        },
+        "mixture": {"start", "end", "hold"},
+        "protocols": set(),
+    }
+    for part, allowed in explained.items():
+        a, b = asdict(getattr(laptop, part)), asdict(getattr(paper, part))
+        assert {name for name in a if a[name] != b[name]} <= allowed, part
+    assert laptop.model.hidden == 4 * laptop.model.width and paper.model.hidden == 4 * paper.model.width
