@@ -1,6 +1,6 @@
 """The book's figures: each a function of a record (or of its table), so that old numbers are drawn by today's code.
 
-One style, a colour-blind-safe palette (safe green-blue, unsafe vermilion, with different markers), both axes labelled.
+One style, a colour-blind-safe palette (safe blue, unsafe vermilion, with different markers), both axes labelled.
 """
 
 from typing import TYPE_CHECKING
@@ -130,7 +130,7 @@ def confound(record: "Record") -> Figure:
         )
         axis.set(
             title=f"{world} world",
-            xlabel="longest n-gram (symbols)",
+            xlabel="length of the n-grams (symbols)",
             ylabel="share called unsafe",
             ylim=(-0.03, 1.03),
         )
@@ -273,7 +273,7 @@ def tau_by_layer(record: "Record", variant: str = "main", reported: "pd.DataFram
                 axis.plot(point["layer"], point[f"{prompts}_mean"], "x", color="0.2", ms=7)
         axis.axhline(0, color="0.7", lw=0.8)
         axis.set_title(MODELS[model], fontsize=10)
-        axis.set(xlabel="layer", ylabel="tau (activation units)")
+        axis.set(xlabel="layer", ylabel="tau (activation units)" if axis in list(axes)[::3] else "")
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0].legend(frameon=False, fontsize=8)
     return _done(figure)

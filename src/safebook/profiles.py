@@ -111,7 +111,7 @@ _PROFILES = {
         _small_model(layers=4, heads=4, width=96),
         TrainingSettings(5000, 32, 3e-3, 3e-5, warmup=250, decay_until=5000),
         _SMALL_MIXTURE,
-        _fine_tuning(300, 64, 1e-3, "float32"),
+        _fine_tuning(400, 32, 2e-3, "float32"),
         Protocols(),
         window=4,
         device="cpu",

@@ -80,13 +80,19 @@ def slider_figures(
 def _png(fig: "Figure", dpi: int) -> bytes:
     """Draw the figure, on white also for dark pages, and close it. No metadata: same figure, same bytes."""
     import matplotlib.pyplot as plt
+    from PIL import Image
 
     buffer = io.BytesIO()
     fig.savefig(
         buffer, format="png", dpi=dpi, bbox_inches="tight", facecolor="white", metadata={"Software": None}
     )
     plt.close(fig)  # else the notebook shows it a second time
-    return buffer.getvalue()
+    # A palette of 255 colours looks the same in a chart and weighs a third: a page may weigh 1.5 MB.
+    small = io.BytesIO()
+    Image.open(buffer).convert("RGB").quantize(255, dither=Image.Dither.NONE).save(
+        small, "png", optimize=True
+    )
+    return small.getvalue()
 
 
 def _img(png: bytes, alt: str) -> str:
