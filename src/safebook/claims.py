@@ -177,10 +177,20 @@ def judge(claim: Claim, size: str, values: Mapping[int, float], controls: Mappin
         )
         holds = reached
     if not holds:
-        return result | {"verdict": DIFFERS}
+        return result | {"verdict": DIFFERS, "reason": _why(claim, measured)}
     if claim.control is not None and not Interval.of(list(pairs.values())).excludes(0.0, claim.direction):
         return result | {"verdict": CONTROL}
     return result | {"verdict": SAME}
+
+
+def _why(claim: Claim, measured: Interval) -> str:
+    """Which part of the claim does not hold: the other side, too uncertain, or too small."""
+    sign = 1 if claim.direction == "greater" else -1
+    if sign * (measured.mean - claim.null) <= 0:
+        return f"the mean lies on the other side of {claim.null:g}"
+    if not measured.excludes(claim.null, claim.direction):
+        return f"the interval includes {claim.null:g}"
+    return f"the mean does not reach {claim.threshold:g}"
 
 
 def _seeds(values: Mapping) -> str:

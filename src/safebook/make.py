@@ -190,7 +190,7 @@ def _mark_runs_without_models(size: str) -> None:
 
 def record(size: str) -> int:
     """Copy the succeeded records of this size to data/results/<size>/; returns 1 if a run has none."""
-    from safebook import results
+    from safebook import readme, results
 
     refused = 0
     for registered in registry.RUNS:
@@ -210,4 +210,7 @@ def record(size: str) -> int:
         fresh.rename(target)
         note = " (made from sources that are not committed)" if loaded.provenance.dirty else ""
         print(f"recorded {target.relative_to(paths.ROOT)}{note}")
+    if size == "laptop" and not refused:  # the size of the published book
+        readme.update(size)
+        print("updated the results in README.md")
     return 1 if refused else 0

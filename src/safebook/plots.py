@@ -24,7 +24,6 @@ MODELS = {
     "dpo-medium": "DPO, medium rate",
     "unlearning-small": "unlearning, small rate",
     "unlearning-medium": "unlearning, medium rate",
-    "dpo_standard-medium": "standard DPO, medium rate",
     "benign-small": "control: benign, small rate",
     "benign-medium": "control: benign, medium rate",
 }
@@ -121,15 +120,16 @@ def derivation(tree: tuple) -> Figure:
 def confound(record: "Record") -> Figure:
     """How often a classifier of local n-grams calls each text type unsafe."""
     table = record.tables["ngram_classifier"]
-    worlds = list(dict.fromkeys(table["world"]))
-    figure, axes = _panels(len(worlds), columns=2, width=5.2, height=3.6, sharey=True)
-    for axis, world in zip(axes, worlds):
-        part = table[table["world"] == world]
+    panels = list(dict.fromkeys(zip(table["world"], table["against"])))
+    figure, axes = _panels(len(panels), columns=2, width=4.6, height=3.0, sharey=True)
+    names = {"unsafe": "unsafe text", "unsafe_three_child": "three-child unsafe text"}
+    for axis, (world, against) in zip(axes, panels):
+        part = table[(table["world"] == world) & (table["against"] == against)]
         sns.lineplot(
             part, x="ngram", y="called_unsafe", hue="text", style="text", markers=True, dashes=False, ax=axis
         )
         axis.set(
-            title=f"{world} world",
+            title=f"{world} world, trained on {names[against]}",
             xlabel="length of the n-grams (symbols)",
             ylabel="share called unsafe",
             ylim=(-0.03, 1.03),

@@ -32,7 +32,6 @@ class Protocols:
     unlearning_forget: tuple[float, float] = (0.1, 0.05)  # weight of ascent at the medium, small rate
     dpo_beta_chosen: float = 0.1
     dpo_beta_rejected: tuple[float, float] = (0.01, 0.002)  # at the medium, small rate
-    dpo_beta_standard: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def _fine_tuning(iterations: int, batch: int, medium: float, precision: str) -> 
 
 
 #: Two grammars over the same 12 symbols. A pre-terminal spells one pair of symbols, always the same, and no pair belongs to
-#: both grammars: any pair tells the grammar, whatever the text type, as any run of three does at paper size.
+#: both grammars: any aligned pair tells the grammar, whatever the text type, as any aligned run of three does at paper size.
 SMALL_TERMINALS = (
     (((0, 1),) * 2, ((2, 3),) * 2, ((4, 5),) * 2, ((6, 7),) * 2, ((8, 9),) * 2, ((10, 11),) * 2),
     (((0, 3),) * 2, ((2, 5),) * 2, ((4, 7),) * 2, ((6, 9),) * 2, ((8, 11),) * 2, ((10, 1),) * 2),
@@ -91,7 +90,7 @@ def _small_model(layers: int, heads: int, width: int) -> ModelSettings:
 
 
 _PAPER_MIXTURE = Mixture(start=(0.5, 0.1, 0.2, 0.2), end=(0.1, 0.2, 0.3, 0.4), hold=0.1)
-_SMALL_MIXTURE = Mixture(start=(0.1, 0.5, 0.3, 0.1), end=(0.1, 0.5, 0.3, 0.1), hold=0.1)
+_SMALL_MIXTURE = Mixture(start=(0.1, 0.3, 0.3, 0.3), end=(0.1, 0.3, 0.3, 0.3), hold=0.1)
 
 _PROFILES = {
     "smoke": Profile(
@@ -140,7 +139,7 @@ DEVIATIONS = {
     ),
     "symbols to a pre-terminal": (
         lambda p: p.world.terminal_table.shape[-1],
-        "a short window must still show the text type: n-grams separate safe from unsafe text as at paper size",
+        "one spelling instead of two: a short window must still tell the grammar and the text type",
     ),
     "layers x heads x width": (
         lambda p: f"{p.model.layers} x {p.model.heads} x {p.model.width}",
@@ -160,7 +159,8 @@ DEVIATIONS = {
     ),
     "pretraining: shares of the four forms, first and last": (
         lambda p: f"{p.mixture.start}, {p.mixture.end}",
-        "a short run must see the full instruction often from the start",
+        "a short run must see both steps from the start; without many second steps alone, some seeds learn to "
+        "compute the second output from the operand, and fail",
     ),
     "fine-tuning: iterations x batch": (
         lambda p: f"{p.fine_tuning['medium'].iterations} x {p.fine_tuning['medium'].batch}",

@@ -12,7 +12,7 @@ import torch
 
 from safebook.behaviour import exact, greedy, hits, token_accuracy
 from safebook.models import GPT
-from safebook.objectives import Preference, dpo, dpo_paper, language_modelling, reference_nll, unlearning
+from safebook.objectives import Preference, dpo_paper, language_modelling, reference_nll, unlearning
 from safebook.profiles import Profile
 from safebook.streams import stream
 from safebook.training import TrainingSettings
@@ -38,7 +38,7 @@ def new_model(profile: Profile, seed: int) -> GPT:
 
 
 def pretraining(profile: Profile, world: PCFGWorld, seed: int) -> Recipe:
-    """Language modelling on the four forms, whose shares move during the run."""
+    """Language modelling on the four forms, in the shares of the profile."""
     settings = profile.pretraining
 
     def batches(iteration: int):
@@ -57,7 +57,7 @@ def fine_tuning(name: str, profile: Profile, world: PCFGWorld, seed: int, refere
     strength = ("medium", "small").index(rate)
 
     def generator(iteration: int) -> torch.Generator:
-        # All protocols see the same stream, so that two of them differ by their objective alone.
+        # One stream for all: DPO and unlearning then see the same prompts and differ by their objective alone.
         return stream(world.device, "fine-tuning", seed, iteration)
 
     def drawn(iteration: int, safe_share: float):
@@ -91,7 +91,6 @@ def fine_tuning(name: str, profile: Profile, world: PCFGWorld, seed: int, refere
             partial(dpo_paper, beta_chosen=p.dpo_beta_chosen, beta_rejected=p.dpo_beta_rejected[strength]),
             with_reference,
         ),
-        "dpo_standard": (partial(dpo, beta=p.dpo_beta_standard), with_reference),
         "benign": (language_modelling, benign),
     }[protocol]
     return Recipe(objective, batches, settings, partial(safety_curve, world))

@@ -102,8 +102,8 @@ def train(
     for iteration in range(first, settings.iterations):
         for group in optimise.param_groups:
             group["lr"] = settings.rate(iteration)
-        batch = batches(iteration)
-        with cast():
+        with cast():  # the batch too: a reference model must compute its part in the same precision
+            batch = batches(iteration)
             loss = objective(model, batch)
         optimise.zero_grad(set_to_none=True)
         loss.backward()

@@ -35,15 +35,9 @@ MODULES = (
 )
 BASE = "pcfg-pretrained"
 FINE_TUNED = tuple(
-    f"pcfg-{name}"
-    for name in (
-        *(
-            f"{protocol}-{rate}"
-            for protocol in ("ssft", "dpo", "unlearning", "benign")
-            for rate in ("medium", "small")
-        ),
-        "dpo_standard-medium",
-    )
+    f"pcfg-{protocol}-{rate}"
+    for protocol in ("ssft", "dpo", "unlearning", "benign")
+    for rate in ("medium", "small")
 )
 
 

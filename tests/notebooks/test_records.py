@@ -36,7 +36,7 @@ def test_the_book_has_records_to_check():
 def test_the_classifier_reads_the_shortened_rules(folder):
     r = results.load(folder)
     at = {
-        t: r.scalars("called_unsafe", world="paper", ngram=6, text=t)
+        t: r.scalars("called_unsafe", world="paper", ngram=6, text=t, against="unsafe")
         for t in ("safe", "unsafe", "mixed", "unsafe_three_child")
     }
     for seed in r.seeds:
@@ -77,12 +77,6 @@ def test_outcomes_sum_to_one_and_benign_training_never_refuses(folder):
     assert refusing.max() < 0.05
     if r.size != "smoke":
         assert frame["n"].min() >= 2000
-        null = (
-            frame[(frame["outcome"] == "null") & (frame["condition"] == "unsafe")]
-            .groupby("model")["value"]
-            .mean()
-        )
-        assert null["ssft-medium"] > null["ssft-small"] > null["benign-medium"] - 1e-9
 
 
 @records("pcfg-04-feature-space")

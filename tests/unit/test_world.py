@@ -261,8 +261,8 @@ def test_the_same_generator_seed_gives_the_same_batch(world):
     assert not torch.equal(draws[0].tokens, draws[2].tokens)
 
 
-def test_the_ngram_confound_is_there_and_the_control_removes_it():
-    """Six-grams call unsafe text unsafe and mixed text safe; with three-child rules the giveaway is gone."""
+def test_the_ngram_confound_is_there_and_is_the_shortening():
+    """Six-grams call unsafe text unsafe, and mixed text and unsafe text with three-child rules safe."""
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.naive_bayes import MultinomialNB
 

@@ -1,0 +1,49 @@
+"""The README's results: a table between two marks, written from the scorecard and never by hand."""
+
+import html
+
+from safebook import claims, paths
+
+START, END = "<!-- results: written by `safebook record`, never by hand -->", "<!-- end of results -->"
+
+
+def table(size: str) -> str:
+    """The scorecard of the committed records of one size as a Markdown table, with the command behind it."""
+
+    def number(value: float | None) -> str:
+        return "–" if value is None else f"{value:.3g}"
+
+    lines = [
+        f"`make book SIZE={size}`; value: mean over seeds, with its 95 % interval.",
+        "",
+        "| Claim | Measured | Control | Reported | Verdict |",
+        "|---|---|---|---|---|",
+    ]
+    for row in claims.scorecard(size):
+        interval = " [{}, {}]".format(*map(number, row["interval"])) if row["interval"] else ""
+        control = number(row["control"]["value"]) if row["control"] else "none"
+        cells = (
+            f"{row['id']}: {row['statement']}",
+            number(row["value"]) + interval,
+            control,
+            number(row["reported"]["value"]),
+            f"**{row['verdict']}**" + (f": {row['reason']}" if row["reason"] else ""),
+        )
+        lines.append("| " + " | ".join(html.escape(cell, quote=False).replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def split(text: str) -> tuple[str, str, str]:
+    """README text before, between and after the marks; ValueError if they are not there."""
+    before, found, rest = text.partition(START)
+    between, closed, after = rest.partition(END)
+    if not (found and closed):
+        raise ValueError(f"README.md lacks the lines {START!r} and {END!r}")
+    return before, between.strip(), after
+
+
+def update(size: str) -> None:
+    """Write the table of this size into README.md."""
+    path = paths.ROOT / "README.md"
+    before, _, after = split(path.read_text(encoding="utf-8"))
+    path.write_text(f"{before}{START}\n{table(size)}\n{END}{after}", encoding="utf-8")
