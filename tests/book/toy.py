@@ -109,7 +109,7 @@ def make(root: Path) -> dict[str, str]:
     if (HERE / "node_modules").exists():
         (root / "node_modules").symlink_to(HERE / "node_modules")
     claims = HERE / "data" / "claims.yaml"
-    (root / "data").mkdir()
+    shutil.copytree(HERE / "data" / "tuning", root / "data" / "tuning")
     if claims.exists():
         shutil.copy(claims, root / "data" / "claims.yaml")
 
