@@ -11,7 +11,7 @@ def table(size: str) -> str:
     """The scorecard of the committed records of one size as a Markdown table, with the command behind it."""
 
     def number(value: float | None) -> str:
-        return "–" if value is None else f"{value:.3g}"
+        return "-" if value is None else f"{value:.3g}"
 
     lines = [
         f"`make book SIZE={size}`; value: mean over seeds, with its 95 % interval.",
@@ -29,7 +29,9 @@ def table(size: str) -> str:
             number(row["reported"]["value"]),
             f"**{row['verdict']}**" + (f": {row['reason']}" if row["reason"] else ""),
         )
-        lines.append("| " + " | ".join(html.escape(cell, quote=False).replace("|", "\\|") for cell in cells) + " |")
+        lines.append(
+            "| " + " | ".join(html.escape(cell, quote=False).replace("|", "\\|") for cell in cells) + " |"
+        )
     return "\n".join(lines)
 
 

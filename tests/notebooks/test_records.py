@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from safebook import claims, paths, registry, results
+from safebook import claims, paths, readme, registry, results
 from safebook.behaviour import Answers
 
 RECORDS = [
@@ -112,3 +112,10 @@ def test_answers_are_exclusive_by_construction():
 
     comply, refuse = torch.tensor([True, False, False]), torch.tensor([False, True, False])
     assert Answers(0, 0, 0, comply, refuse, comply).other.tolist() == [False, False, True]
+
+
+def test_the_results_in_the_readme_are_those_of_the_committed_records():
+    _, table, _ = readme.split((paths.ROOT / "README.md").read_text(encoding="utf-8"))
+    if not any(run.recorded("laptop").exists() for run in registry.RUNS):
+        pytest.skip("no laptop record is committed")
+    assert table == readme.table("laptop")
