@@ -5,7 +5,16 @@ import { HTMLManager } from "@jupyter-widgets/html-manager/lib/htmlmanager";
 const STATE = 'script[type="application/vnd.jupyter.widget-state+json"]';
 const VIEW = 'script[type="application/vnd.jupyter.widget-view+json"]';
 
+// Widgets typeset their labels through MathJax 2's interface; the book has MathJax 3, on pages with equations only.
+function bridgeMathJax() {
+  const mathjax = window.MathJax;
+  if (mathjax && !mathjax.Hub) {
+    mathjax.Hub = { Queue: (call) => mathjax.typesetPromise?.(call.slice(2).filter((part) => part instanceof Element)) };
+  }
+}
+
 async function show() {
+  bridgeMathJax();
   const manager = new HTMLManager();
   const models = new Map();
   for (const tag of document.querySelectorAll(STATE)) {
@@ -24,7 +33,7 @@ async function show() {
   }
 }
 
-// The script stands in the head, so the page is not there yet. 
+// The script stands in the head, so the page is not there yet.
 window.addEventListener("load", () => {
   if (document.querySelector(VIEW)) show().catch((error) => console.error("widgets:", error));
 });
