@@ -187,7 +187,9 @@ def _bench(options: argparse.Namespace) -> int:
         print(json.dumps(measured, indent=1, sort_keys=True))
     else:
         for name, value in measured.items():
-            print(f"{name:28} {value:,.4g}" if isinstance(value, float) else f"{name:28} {value}")
+            number = isinstance(value, int | float)
+            shown = f"{value:,.0f}" if number and value >= 1000 else f"{value:.4g}" if number else value
+            print(f"{name:28} {shown}")
     return OK
 
 
