@@ -22,6 +22,11 @@ _WORLD = ("profiles.py", "streams.py", "worlds/grammars.py", "worlds/pcfg.py", "
 _MODEL = (*_WORLD, "models.py")
 
 
+def _drawing(*modules: str) -> tuple[str, ...]:
+    """What draws a page: the style, the widgets, the sentences, and the page's own figures."""
+    return ("plots/__init__.py", "widgets.py", "prose.py", *(f"plots/{name}.py" for name in modules))
+
+
 @dataclass(frozen=True)
 class Run:
     """One page of the book."""
@@ -32,11 +37,7 @@ class Run:
     paper: str  # pcfg | safetylock | spf | synthesis
     artifacts: tuple[str, ...] = ()  # trained models it needs, one per seed: names of zoo.ARTIFACTS
     modules: tuple[str, ...] = ()  # what measures: a change makes the record stale
-    drawing: tuple[str, ...] = (
-        "plots.py",
-        "widgets.py",
-        "prose.py",
-    )  # what draws: a change only runs the notebook again
+    drawing: tuple[str, ...] = ()  # what draws: a change only runs the notebook again
     groups: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # size -> parameter overrides
 
     @property
@@ -65,6 +66,7 @@ RUNS: tuple[Run, ...] = (
         title="The PCFG world",
         paper="pcfg",
         modules=_WORLD,
+        drawing=_drawing("world"),
         groups=_groups(laptop={"samples": 4000}, paper={"samples": 4000}),
     ),
     Run(
@@ -74,6 +76,7 @@ RUNS: tuple[Run, ...] = (
         paper="pcfg",
         artifacts=("pcfg-pretrained",),
         modules=(*_MODEL, "behaviour.py"),
+        drawing=_drawing("behaviour"),
         groups=_groups(laptop={"samples": 4000}, paper={"samples": 10_000}),
     ),
     Run(
@@ -83,6 +86,7 @@ RUNS: tuple[Run, ...] = (
         paper="pcfg",
         artifacts=PCFG_MODELS,
         modules=(*_MODEL, "behaviour.py", "attacks.py"),
+        drawing=_drawing("behaviour"),
         groups=_groups(laptop={"samples": 2000}, paper={"samples": 10_000}),
     ),
     Run(
@@ -92,6 +96,7 @@ RUNS: tuple[Run, ...] = (
         paper="pcfg",
         artifacts=PCFG_MODELS,
         modules=(*_MODEL, "activations.py", "geometry.py"),
+        drawing=_drawing("features"),
         groups=_groups(laptop={"samples": 1000}, paper={"samples": 1000}),
     ),
 )

@@ -66,9 +66,9 @@ def build(size, say=print):
 RUNS = """
 RUNS = (
     Run("toy-01-free", "toy/01_free.ipynb", "Free", "pcfg", (), ("schema.py",),
-        ("plots.py",), _groups(laptop={})),
+        ("drawing.py",), _groups(laptop={})),
     Run("toy-02-tuned", "toy/02_tuned.ipynb", "Tuned", "pcfg", ("toy-base", "toy-tuned"), ("schema.py",),
-        ("plots.py",), _groups(laptop={"samples": 30})),
+        ("drawing.py",), _groups(laptop={"samples": 30})),
 )
 """
 COUNT = (
@@ -84,10 +84,11 @@ class Project:
         self.root = root
         shutil.copytree(ROOT / "src" / "safebook", root / "src" / "safebook")
         shutil.copy(ROOT / "Snakefile", root)
+        shutil.copy(ROOT / "README.md", root)  # `safebook record` writes its table of results
         package = root / "src" / "safebook"
         (package / "zoo.py").write_text(ZOO)
         (package / "book.py").write_text(BOOK)
-        (package / "plots.py").write_text("# draws\n")
+        (package / "drawing.py").write_text("# draws\n")
         registry = package / "registry.py"
         registry.write_text(registry.read_text() + RUNS)
         (root / "settings.txt").write_text("1")
@@ -154,11 +155,11 @@ def test_runs_all_then_nothing_then_only_what_a_change_asks_for(project):
     assert "Nothing to be done" in project.plan()
 
     # a plot: notebooks again, no training
-    plots = project.root / "src" / "safebook" / "plots.py"
-    plots.write_text("# draws otherwise\n")
+    drawing = project.root / "src" / "safebook" / "drawing.py"
+    drawing.write_text("# draws otherwise\n")
     plan = project.plan()
     assert "rule notebook" in plan and "rule base" not in plan and "rule model" not in plan
-    plots.write_text("# draws\n")
+    drawing.write_text("# draws\n")
     assert "Nothing to be done" in project.plan()
 
     # the Snakefile itself: nothing
