@@ -8,17 +8,17 @@ from torch import Tensor, nn
 
 from safebook.worlds.pcfg import Batch
 
-CHUNK = 500  # samples a forward pass; bounds memory
+CHUNK = 50  # samples a forward pass: few enough for the activations to stay in the cache
 
 
 @contextmanager
-def captured(modules: list[nn.Module]) -> Iterator[list[Tensor]]:
-    """Outputs of the modules at the last forward pass, in a list that fills up as the model runs."""
+def captured(modules: list[nn.Module], inputs: bool = False) -> Iterator[list[Tensor]]:
+    """Outputs (or first inputs) of the modules at the last forward pass, in a list that fills up as the model runs."""
     store: list[Tensor] = [torch.empty(0)] * len(modules)
 
     def keep(index: int):
-        def hook(_module, _inputs, output):
-            store[index] = output.detach()
+        def hook(_module, arguments, output):
+            store[index] = (arguments[0] if inputs else output).detach()
 
         return hook
 
@@ -51,3 +51,26 @@ def mlp_hidden(model: nn.Module, batch: Batch, window: int) -> Tensor:
     if not hidden.isfinite().all():
         raise FloatingPointError("activations are not finite")
     return hidden
+
+
+@torch.no_grad()
+def _at_decision(model: nn.Module, batch: Batch, modules: list[nn.Module], inputs: bool) -> Tensor:
+    """(layers, batch, width) what enters or leaves the modules at `>`, of the prompts alone."""
+    tokens = batch.tokens[:, : int(batch.decision.max()) + 1]
+    parts = []
+    with captured(modules, inputs) as layers:
+        for piece, at in zip(tokens.split(CHUNK), batch.decision.split(CHUNK)):
+            model(piece)
+            rows = torch.arange(len(piece), device=piece.device)
+            parts.append(torch.stack([layer[rows, at].float() for layer in layers]))
+    return torch.cat(parts, 1)
+
+
+def mlp_input(model: nn.Module, batch: Batch) -> Tensor:
+    """(layers, batch, width) what the MLP reads at `>`, the position that predicts the first output. Source: M3, M4."""
+    return _at_decision(model, batch, [block.mlp.c_fc for block in model.blocks], inputs=True)
+
+
+def attention_output(model: nn.Module, batch: Batch) -> Tensor:
+    """(layers, batch, width) attention output at `>`, before it joins the stream: what the released M3 reads instead."""
+    return _at_decision(model, batch, [block.attn for block in model.blocks], inputs=False)

@@ -24,7 +24,7 @@ def assemble(size: str) -> list[book_state.RunView]:
     Every registered run gets a page: its executed notebook, the failure that stopped it, or a page that
     says it was not run. Returns what is known about each run, in reading order.
     """
-    from safebook import claims, registry
+    from safebook import claims, findings, registry
 
     registry.check_size(size)
     check_toc()
@@ -45,6 +45,8 @@ def assemble(size: str) -> list[book_state.RunView]:
     pages["scorecard.md"] = book_tables.scorecard(best, here, size)
     pages["status.md"] = book_tables.status(views, recorded, size)
     pages["summary.md"] = book_tables.summary(best, size)
+    for paper in dict.fromkeys(row["paper"] for row in best):
+        pages[f"findings_{paper}.md"] = findings.page(paper, best)
     _write(paths.BOOK / "executed", pages)
     return views
 

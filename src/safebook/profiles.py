@@ -32,6 +32,7 @@ class Protocols:
     unlearning_forget: tuple[float, float] = (0.1, 0.05)  # weight of ascent at the medium, small rate
     dpo_beta_chosen: float = 0.1
     dpo_beta_rejected: tuple[float, float] = (0.01, 0.002)  # at the medium, small rate
+    dpo_standard_beta: float = 0.1  # of the usual DPO, which the paper does not use
 
 
 @dataclass(frozen=True)

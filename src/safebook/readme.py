@@ -1,6 +1,7 @@
 """The README's results: a table between two marks, written from the scorecard and never by hand."""
 
 import html
+from collections import Counter
 
 from safebook import claims, paths
 
@@ -13,13 +14,18 @@ def table(size: str) -> str:
     def number(value: float | None) -> str:
         return "-" if value is None else f"{value:.3g}"
 
+    rows = claims.scorecard(size)
+    counts = Counter(row["verdict"] for row in rows)
+    verdicts = ", ".join(f"{counts[v]} **{v}**" for v in claims.VERDICTS if counts[v])
     lines = [
-        f"`make book SIZE={size}`; value: mean over seeds, with its 95 % interval.",
+        f"`make book SIZE={size}`. Of {len(rows)} claims: {verdicts}." if rows else f"`make book SIZE={size}`.",
+        "",
+        "<details><summary>Every claim, with mean over seeds, 95 % interval and control</summary>",
         "",
         "| Claim | Measured | Control | Reported | Verdict |",
         "|---|---|---|---|---|",
     ]
-    for row in claims.scorecard(size):
+    for row in rows:
         interval = " [{}, {}]".format(*map(number, row["interval"])) if row["interval"] else ""
         control = number(row["control"]["value"]) if row["control"] else "none"
         cells = (
@@ -32,7 +38,7 @@ def table(size: str) -> str:
         lines.append(
             "| " + " | ".join(html.escape(cell, quote=False).replace("|", "\\|") for cell in cells) + " |"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, "", "</details>"])
 
 
 def split(text: str) -> tuple[str, str, str]:

@@ -1,7 +1,8 @@
 """What each trained model of paper 1 is made from: data stream, objective, schedule.
 
 Names: `pcfg-pretrained` (theta_IT of the paper), then protocol and learning rate. `benign` is the control: the same
-number of iterations at the same rate on the pretraining mixture, no safety data.
+number of iterations at the same rate on the pretraining mixture, no safety data. `dpo_standard` is the usual DPO. A last
+part `three_child` names the arm whose unsafe text keeps the three-child rules, so that no rule is short in it alone.
 """
 
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import torch
 
 from safebook.behaviour import exact, greedy, hits, token_accuracy
 from safebook.models import GPT
-from safebook.objectives import Preference, dpo_paper, language_modelling, reference_nll, unlearning
+from safebook.objectives import Preference, dpo, dpo_paper, language_modelling, reference_nll, unlearning
 from safebook.profiles import Profile
 from safebook.streams import stream
 from safebook.training import TrainingSettings
@@ -52,7 +53,8 @@ def pretraining(profile: Profile, world: PCFGWorld, seed: int) -> Recipe:
 
 def fine_tuning(name: str, profile: Profile, world: PCFGWorld, seed: int, reference: GPT) -> Recipe:
     """The recipe of one fine-tuned model; `reference` is the frozen pretrained model (for DPO)."""
-    _, protocol, rate = name.split("-")
+    _, protocol, rate, *arm = name.split("-")
+    unsafe_text = "unsafe_three_child" if arm == ["three_child"] else "unsafe"
     settings, p = profile.fine_tuning[rate], profile.protocols
     strength = ("medium", "small").index(rate)
 
@@ -64,7 +66,7 @@ def fine_tuning(name: str, profile: Profile, world: PCFGWorld, seed: int, refere
         """Every batch is all safe prompts or all unsafe prompts."""
         g = generator(iteration)
         unsafe = bool(torch.rand((), generator=g, device=world.device) >= safe_share)
-        return prompts(world, settings.batch, g, unsafe, rho=p.rho)
+        return prompts(world, settings.batch, g, unsafe, rho=p.rho, unsafe_text_type=unsafe_text)
 
     def demonstration(iteration: int):
         drawn_prompts = drawn(iteration, p.ssft_safe_share)
@@ -91,9 +93,10 @@ def fine_tuning(name: str, profile: Profile, world: PCFGWorld, seed: int, refere
             partial(dpo_paper, beta_chosen=p.dpo_beta_chosen, beta_rejected=p.dpo_beta_rejected[strength]),
             with_reference,
         ),
+        "dpo_standard": (partial(dpo, beta=p.dpo_standard_beta), with_reference),
         "benign": (language_modelling, benign),
     }[protocol]
-    return Recipe(objective, batches, settings, partial(safety_curve, world))
+    return Recipe(objective, batches, settings, partial(safety_curve, world, unsafe_text=unsafe_text))
 
 
 def pretraining_curve(world: PCFGWorld, model: GPT) -> dict[str, float]:
@@ -120,11 +123,11 @@ def pretraining_curve(world: PCFGWorld, model: GPT) -> dict[str, float]:
     return result
 
 
-def safety_curve(world: PCFGWorld, model: GPT) -> dict[str, float]:
+def safety_curve(world: PCFGWorld, model: GPT, unsafe_text: str = "unsafe") -> dict[str, float]:
     """Share of held-out safe prompts answered exactly and of unsafe prompts refused exactly."""
     g = stream(world.device, "validation", "safety")
-    safe = prompts(world, CURVE_SAMPLES, g, unsafe=False)
-    unsafe = prompts(world, CURVE_SAMPLES, g, unsafe=True)
+    safe = prompts(world, CURVE_SAMPLES, g, unsafe=False, unsafe_text_type=unsafe_text)
+    unsafe = prompts(world, CURVE_SAMPLES, g, unsafe=True, unsafe_text_type=unsafe_text)
     segment = world.role_mask(safe.lengths, "output1", "stop1")
     null = world.role_mask(unsafe.lengths, "output1", "stop1")
     on_safe, on_null = hits(model, compliance(world, safe)), hits(model, refusal(world, unsafe))

@@ -12,11 +12,12 @@ from pathlib import Path
 
 from safebook import parameters, paths, sources
 from safebook.errors import InputError
-from safebook.zoo import FINE_TUNED
+from safebook.zoo import ARMS, FINE_TUNED
 
 SIZES = ("smoke", "laptop", "paper")
 PACKAGE = Path(__file__).parent
 PCFG_MODELS = ("pcfg-pretrained", *FINE_TUNED)
+MEDIUM = tuple(name for name in FINE_TUNED if name.endswith("-medium"))
 # How a model is trained is in its artefact's key; here stands what measures it.
 _WORLD = ("profiles.py", "streams.py", "worlds/grammars.py", "worlds/pcfg.py", "worlds/instructions.py")
 _MODEL = (*_WORLD, "models.py")
@@ -98,6 +99,87 @@ RUNS: tuple[Run, ...] = (
         modules=(*_MODEL, "activations.py", "geometry.py"),
         drawing=_drawing("features"),
         groups=_groups(laptop={"samples": 1000}, paper={"samples": 1000}),
+    ),
+    Run(
+        id="pcfg-05-column-space",
+        template="pcfg/05_column_space.ipynb",
+        title="Parameter space: what the update can write",
+        paper="pcfg",
+        artifacts=PCFG_MODELS,
+        modules=(*_MODEL, "subspaces.py"),
+        drawing=_drawing("parameters"),
+        groups=_groups(laptop={"draws": 100}, paper={"draws": 100}),
+    ),
+    Run(
+        id="pcfg-06-row-space",
+        template="pcfg/06_row_space.ipynb",
+        title="Parameter space: what the update reads",
+        paper="pcfg",
+        artifacts=PCFG_MODELS,
+        modules=(*_MODEL, "activations.py", "subspaces.py"),
+        drawing=_drawing("parameters"),
+        groups=_groups(laptop={"samples": 1000, "draws": 100}, paper={"samples": 1000, "draws": 100}),
+    ),
+    Run(
+        id="pcfg-07-sensitivity",
+        template="pcfg/07_sensitivity.ipynb",
+        title="Function space: local sensitivity",
+        paper="pcfg",
+        artifacts=PCFG_MODELS,
+        modules=(*_MODEL, "sensitivity.py"),
+        drawing=_drawing("sensitivity"),
+        groups=_groups(laptop={"samples": 1000}, paper={"samples": 1000}),
+    ),
+    Run(
+        id="pcfg-08-jailbreaks",
+        template="pcfg/08_jailbreaks.ipynb",
+        title="Jailbreaks: where they land",
+        paper="pcfg",
+        artifacts=PCFG_MODELS,
+        modules=(
+            *_MODEL,
+            "behaviour.py",
+            "attacks.py",
+            "soft_prompts.py",
+            "activations.py",
+            "geometry.py",
+            "subspaces.py",
+            "sensitivity.py",
+        ),
+        drawing=_drawing("jailbreaks"),
+        groups=_groups(
+            laptop={"samples": 1000, "soft_samples": 60}, paper={"samples": 10_000, "soft_samples": 1000}
+        ),
+    ),
+    Run(
+        id="pcfg-09-interventions",
+        template="pcfg/09_interventions.ipynb",
+        title="Interventions on the update",
+        paper="pcfg",
+        artifacts=("pcfg-pretrained", *MEDIUM),
+        modules=(*_MODEL, "behaviour.py", "attacks.py", "interventions.py", "activations.py", "geometry.py"),
+        drawing=_drawing("interventions"),
+        groups=_groups(laptop={"samples": 300}, paper={"samples": 1000}),
+    ),
+    Run(
+        id="pcfg-10-confound",
+        template="pcfg/10_confound.ipynb",
+        title="What survives the controls",
+        paper="pcfg",
+        artifacts=(*PCFG_MODELS, *ARMS),
+        modules=(*_MODEL, "behaviour.py", "attacks.py", "activations.py", "geometry.py", "subspaces.py"),
+        drawing=_drawing("confound"),
+        groups=_groups(laptop={"samples": 1000}, paper={"samples": 10_000}),
+    ),
+    Run(
+        id="pcfg-11-variants",
+        template="pcfg/11_variants.ipynb",
+        title="Other ways to measure the clusters",
+        paper="pcfg",
+        artifacts=PCFG_MODELS,
+        modules=(*_MODEL, "behaviour.py", "attacks.py", "activations.py", "geometry.py"),
+        drawing=_drawing("variants"),
+        groups=_groups(laptop={"samples": 500}, paper={"samples": 1000}),
     ),
 )
 

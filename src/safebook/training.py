@@ -57,6 +57,8 @@ def train(
     transform: Callable[[nn.Module], None] | None = None,
     evaluate: Callable[[nn.Module], dict] | None = None,
     evaluate_at: tuple[int, ...] = (),
+    keep: Callable[[nn.Module, int], None] | None = None,
+    keep_at: tuple[int, ...] = (),
     checkpoint: Path | None = None,
     checkpoint_seconds: float = 120.0,
     stop_after_seconds: float | None = None,
@@ -69,6 +71,7 @@ def train(
     batches : iteration -> batch. Must depend on the iteration alone.
     transform : changes the gradients between the backward pass and clipping.
     evaluate_at : iterations after which `evaluate` runs (0 = before training).
+    keep, keep_at : `keep(model, iteration)` is called after these iterations, to store the model on its way.
     checkpoint : file to go on from and to save to; removed by nobody here.
     stop_after_seconds : leave early, with a checkpoint, after this long; `History.loss` then ends before the last
         iteration. For machines lent in short pieces.
@@ -124,6 +127,8 @@ def train(
             bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
         if evaluate and done in evaluate_at:
             history.evaluations.append({"iteration": done, **_evaluated(model, evaluate)})
+        if keep and done in keep_at:
+            keep(model, done)
         elapsed = time.monotonic() - started
         leave = stop_after_seconds is not None and elapsed > stop_after_seconds and done < settings.iterations
         # Checkpoints fall on reporting steps, so that no half-counted interval has to be stored.

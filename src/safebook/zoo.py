@@ -39,6 +39,13 @@ FINE_TUNED = tuple(
     for protocol in ("ssft", "dpo", "unlearning", "benign")
     for rate in ("medium", "small")
 )
+#: Arms for one question each: unsafe text without the shortened rules; the usual DPO.
+ARMS = (
+    *(f"pcfg-{protocol}-medium-three_child" for protocol in ("ssft", "dpo", "unlearning")),
+    "pcfg-dpo_standard-small",
+)
+#: Parts of a fine-tuning run after which the model is kept: the paper's 100, 500, 1000, 2500, 5000 of 10000 iterations.
+SNAPSHOTS = (0.01, 0.05, 0.1, 0.25, 0.5)
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,7 @@ class Artifact:
     needs: tuple[str, ...] = ()
 
 
-ARTIFACTS = {BASE: Artifact(BASE)} | {name: Artifact(name, (BASE,)) for name in FINE_TUNED}
+ARTIFACTS = {BASE: Artifact(BASE)} | {name: Artifact(name, (BASE,)) for name in (*FINE_TUNED, *ARMS)}
 
 
 def _check(name: str, seed: int) -> None:
@@ -68,9 +75,11 @@ def key(name: str, size: str, seed: int) -> str:
     if name == BASE:
         settings |= {"pretraining": asdict(p.pretraining), "mixture": asdict(p.mixture)}
     else:
-        rate = name.rsplit("-", 1)[1]
-        settings |= {"fine_tuning": asdict(p.fine_tuning[rate]), "protocols": asdict(p.protocols)}
-        settings |= {"mixture": asdict(p.mixture)}
+        settings |= {
+            "fine_tuning": asdict(p.fine_tuning[name.split("-")[2]]),
+            "protocols": asdict(p.protocols),
+        }
+        settings |= {"mixture": asdict(p.mixture), "snapshots": SNAPSHOTS}
     package = Path(__file__).parent
     content = {
         "name": name,
@@ -119,6 +128,13 @@ def build(
         model.load_state_dict(base.state_dict())
         recipe = recipes.fine_tuning(name, p, world, seed, base)
     folder.mkdir(parents=True, exist_ok=True)
+
+    def write(model: torch.nn.Module, file: str) -> Path:
+        path = folder / file
+        save_file({k: v.cpu().contiguous() for k, v in model.state_dict().items()}, path.with_suffix(".tmp"))
+        os.replace(path.with_suffix(".tmp"), path)
+        return path
+
     points = 20 if recipe.settings.iterations >= 1000 else 10
     history = train(
         model,
@@ -127,15 +143,15 @@ def build(
         recipe.settings,
         evaluate=recipe.evaluate,
         evaluate_at=tuple(recipe.settings.iterations * k // points for k in range(points + 1)),
+        keep=lambda model, iteration: write(model, _snapshot(iteration)),
+        keep_at=() if name == BASE else snapshots(name, size)[:-1],
         checkpoint=folder / "checkpoint.safetensors",
         stop_after_seconds=stop_after_seconds,
         progress=f"{size} {name} seed {seed}" if progress else None,
     )
     if not history.loss or history.loss[-1]["iteration"] < recipe.settings.iterations:
         return folder
-    weights = folder / "model.safetensors"
-    save_file({k: v.cpu().contiguous() for k, v in model.state_dict().items()}, weights.with_suffix(".tmp"))
-    os.replace(weights.with_suffix(".tmp"), weights)
+    weights = write(model, "model.safetensors")
     meta = {
         "name": name,
         "size": size,
@@ -164,16 +180,40 @@ def device_of(wish: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if wish == "auto" else wish
 
 
-def load(name: str, size: str, seed: int) -> "GPT":
-    """The trained model on the CPU, built first if need be (with a progress bar)."""
+def snapshots(name: str, size: str) -> tuple[int, ...]:
+    """Iterations after which a fine-tuned model was kept, the last one included."""
+    from safebook.profiles import profile
+
+    _check(name, 0)
+    if name == BASE:
+        raise InputError("name", name, ", ".join((*FINE_TUNED, *ARMS)))
+    total = profile(size).fine_tuning[name.split("-")[2]].iterations
+    return tuple(sorted({max(1, round(part * total)) for part in SNAPSHOTS} | {total}))
+
+
+def _snapshot(iteration: int) -> str:
+    return f"after-{iteration}.safetensors"
+
+
+def load(name: str, size: str, seed: int, iteration: int | None = None) -> "GPT":
+    """The trained model on the CPU, built first if need be (with a progress bar).
+
+    `iteration`: as it was after so many of the fine-tuning's iterations, one of `snapshots(name, size)`.
+    """
     from safetensors.torch import load_file
 
     from safebook.models import GPT
     from safebook.profiles import profile
 
+    file = "model.safetensors"
+    if iteration is not None:
+        allowed = snapshots(name, size)
+        if iteration not in allowed:
+            raise InputError("iteration", iteration, ", ".join(map(str, allowed)))
+        file = file if iteration == allowed[-1] else _snapshot(iteration)
     folder = build(name, size, seed)
     model = GPT(profile(size).model)
-    model.load_state_dict(load_file(folder / "model.safetensors"))
+    model.load_state_dict(load_file(folder / file))
     return model.eval().requires_grad_(False)
 
 

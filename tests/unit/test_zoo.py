@@ -35,7 +35,9 @@ def test_build_is_idempotent_complete_and_resumable(tmp_path, monkeypatch):
     early = zoo.build("pcfg-ssft-medium", "smoke", 0, progress=False, stop_after_seconds=0.0)
     assert not (early / "meta.json").exists()  # out of time: a checkpoint somewhere, no model
     folder = zoo.build("pcfg-ssft-medium", "smoke", 0, progress=False)
-    assert sorted(p.name for p in folder.iterdir()) == ["meta.json", "model.safetensors"]
+    steps = zoo.snapshots("pcfg-ssft-medium", "smoke")
+    kept = [f"after-{step}.safetensors" for step in steps[:-1]]
+    assert sorted(p.name for p in folder.iterdir()) == sorted([*kept, "meta.json", "model.safetensors"])
     stamp = (folder / "model.safetensors").stat().st_mtime_ns
     assert zoo.build("pcfg-ssft-medium", "smoke", 0, progress=False) == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == stamp
@@ -44,6 +46,14 @@ def test_build_is_idempotent_complete_and_resumable(tmp_path, monkeypatch):
     base, tuned = zoo.load("pcfg-pretrained", "smoke", 0), zoo.load("pcfg-ssft-medium", "smoke", 0)
     assert not torch.equal(base.head.weight, tuned.head.weight)
     assert not any(p.requires_grad for p in tuned.parameters())
+    ways = [zoo.load("pcfg-ssft-medium", "smoke", 0, step) for step in steps]
+    moved = [float((way.head.weight - base.head.weight).norm()) for way in ways]
+    assert moved == sorted(moved) and moved[0] > 0  # each further along the way than the one before
+    assert torch.equal(ways[-1].head.weight, tuned.head.weight)
+    with pytest.raises(InputError, match="iteration"):
+        zoo.load("pcfg-ssft-medium", "smoke", 0, 3)
+    with pytest.raises(InputError, match="name"):
+        zoo.snapshots("pcfg-pretrained", "smoke")
 
 
 def test_streams_are_seeded_by_name_and_do_not_overlap():
@@ -57,7 +67,7 @@ def test_streams_are_seeded_by_name_and_do_not_overlap():
     )
 
 
-@pytest.mark.parametrize("name", zoo.FINE_TUNED)
+@pytest.mark.parametrize("name", (*zoo.FINE_TUNED, *zoo.ARMS))
 def test_every_recipe_draws_the_same_batch_twice_and_has_a_finite_loss(name):
     p = profile("smoke")
     world, model = PCFGWorld(p.world), recipes.new_model(p, 0)

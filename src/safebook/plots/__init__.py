@@ -16,6 +16,10 @@ MODELS = {
     "dpo-medium": "DPO, medium rate",
     "unlearning-small": "unlearning, small rate",
     "unlearning-medium": "unlearning, medium rate",
+    "dpo_standard-small": "standard DPO, small rate",
+    "ssft-medium-three_child": "SSFT, three-child text",
+    "dpo-medium-three_child": "DPO, three-child text",
+    "unlearning-medium-three_child": "unlearning, three-child text",
     "benign-small": "control: benign, small rate",
     "benign-medium": "control: benign, medium rate",
 }

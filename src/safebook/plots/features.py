@@ -123,3 +123,33 @@ def cluster_spectrum(record: "Record") -> Figure:
     axis.grid(axis="y", color="0.92")
     axis.legend(frameon=False, loc="best")
     return done(figure)
+
+
+def growth_beside_reported(record: "Record", reported: "pd.DataFrame") -> Figure:
+    """How many times S grew (log10), a dot a seed, beside the published growth (a cross). Free of the models' scales.
+
+    `reported`: data/paper/pcfg/figure3_top.csv; its last layer is set against ours.
+    """
+    frame = record.frame("log10_growth")
+    frame = frame[frame["variant"] == "main"]
+    last = reported[reported["layer"] == reported["layer"].max()].set_index("model")
+    published = last["safe_mean"] - last["unsafe_mean"]
+    models = [m for m in MODELS if m in set(frame["model"])]
+    figure, axis = plt.subplots(figsize=(7, 0.36 * len(models) + 1.3), layout="constrained")
+    for y, model in enumerate(models):
+        values = frame[frame["model"] == model]["value"]
+        colour = COLOURS["null"] if model.startswith("benign") else COLOURS["safe"]
+        label = "measured" if y == 0 else None
+        axis.plot(values, [y] * len(values), "o", color=colour, ms=7, alpha=0.75, label=label)
+        if model in published:
+            growth = np.log10(published[model] / published["pretrained"])
+            axis.plot(
+                growth, y, "x", color=COLOURS["unsafe"], ms=8, mew=2, label="published" if y == 0 else None
+            )
+    axis.axvline(0, color="0.7", lw=0.8)
+    axis.set(yticks=range(len(models)), yticklabels=[MODELS[m] for m in models])
+    axis.set(xlabel="log10 (S / S of the instruction-tuned model), last layer")
+    axis.invert_yaxis()
+    axis.grid(axis="y", color="0.92")
+    axis.legend(frameon=False, loc="best")
+    return done(figure)

@@ -1,0 +1,99 @@
+"""What a reader should believe about each observation of a paper: written by hand, with every number from the scorecard.
+
+A row of data/findings.yaml holds the observation, the text, and the verdicts for which the text was written. Where a
+verdict has changed since, the page says so above the text, and a test fails.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from safebook import book_html as h
+from safebook import paths
+from safebook.errors import InputError
+
+FILE = "findings.yaml"
+PLACE = re.compile(r"\{([a-z]+-\w+)\.(\w+)(?::(\w+))?\}")
+FIELDS = ("value", "low", "high", "control")
+#: How a number may be shown: a share as percent, a logarithm as the factor that it stands for.
+FORMS = {
+    None: h.number,
+    "percent": lambda x: f"{h.number(100 * x)} %",
+    "points": lambda x: h.number(100 * x),
+    "two_to": lambda x: h.number(2**x),
+    "ten_to": lambda x: h.number(10**x),
+}
+
+
+class Finding(BaseModel):
+    """One observation of a paper and what to believe about it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    paper: Literal["pcfg", "safetylock", "spf", "synthesis"]
+    observation: str
+    believe: str  # Markdown; {pcfg-1a.value} stands for a number of the scorecard
+    verdicts: dict[str, str]  # claim -> the verdict that the text was written for
+
+
+def read() -> list[Finding]:
+    """The rows of data/findings.yaml; raises InputError that names what is wrong with them."""
+    import yaml
+
+    path = paths.DATA / FILE
+    if not path.is_file():
+        return []
+    try:
+        return [Finding.model_validate(row) for row in yaml.safe_load(path.read_text(encoding="utf-8")) or []]
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InputError(f"{FILE}: {where}", first["input"], first["msg"]) from None
+
+
+def fill(text: str, rows: Mapping[str, dict]) -> str:
+    """The text with its numbers. Raises InputError for an unknown claim, field or form."""
+
+    def number(match: re.Match) -> str:
+        claim, field, form = match.groups()
+        if claim not in rows:
+            raise InputError(f"{FILE}: claim", claim, "an id of claims.yaml")
+        if field not in FIELDS or form not in FORMS:
+            raise InputError(f"{FILE}: number", match[0], f"one of {FIELDS}, in one of {list(FORMS)[1:]}")
+        row = rows[claim]
+        low, high = row["interval"] or (None, None)
+        control = (row["control"] or {}).get("value")
+        value = {"value": row["value"], "low": low, "high": high, "control": control}[field]
+        return "(not measured)" if value is None else FORMS[form](value)
+
+    return PLACE.sub(number, text)
+
+
+def changed(finding: Finding, rows: Mapping[str, dict]) -> list[str]:
+    """Sentences on the verdicts that are not those the text was written for."""
+    return [
+        f"{claim} was *{was}*, now *{rows[claim]['verdict']}*"
+        for claim, was in finding.verdicts.items()
+        if rows[claim]["verdict"] != was
+    ]
+
+
+def page(paper: str, scorecard: Sequence[dict]) -> str:
+    """Markdown: what to believe about each observation of the paper, with the verdicts that it rests on."""
+    rows = {row["id"]: row for row in scorecard}
+    parts = []
+    for finding in read():
+        if finding.paper != paper:
+            continue
+        if unknown := set(finding.verdicts) - set(rows):
+            raise InputError(f"{FILE}: verdicts", sorted(unknown), "ids of claims.yaml")
+        parts.append(f"### {finding.observation}")
+        if different := changed(finding, rows):
+            parts.append(
+                ":::{warning}\nThis text was written for other verdicts: " + "; ".join(different) + ".\n:::"
+            )
+        parts.append(fill(finding.believe.strip(), rows))
+        marks = [f"{h.esc(claim)} {h.verdict(rows[claim]['verdict'])}" for claim in finding.verdicts]
+        parts.append(f'<p class="sb-source">{" · ".join(marks)}</p>')
+    return "\n\n".join(parts) + "\n" if parts else "Nothing is judged yet.\n"

@@ -1,0 +1,138 @@
+"""Figures of the attacks: how often they succeed, and where the attacked prompts land."""
+
+from typing import TYPE_CHECKING
+
+import matplotlib.pyplot as plt
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from safebook.plots import COLOURS, MODELS, done, panels
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from safebook.results import Record
+
+PROMPTS = ("safe", "unsafe", "JB-CO-Task", "JB-CO-Text", "JB-MisGen", "text shift", "composition")
+SHIPPED = "JB-MisGen as shipped"
+SUBSETS = {"all": ("D", "0.55", -0.22), "successful": ("o", "comply", 0.0), "failed": ("X", "unsafe", 0.22)}
+
+
+def _share(table: "pd.DataFrame", attack: str) -> "pd.DataFrame":
+    return table[table["attack"] == attack]
+
+
+def success_by_attack(record: "Record") -> Figure:
+    """Share that complies exactly, a panel a kind of prompt; dots are seeds, bars the Wilson interval of all of them."""
+    table = record.tables["success"]
+    models = [m for m in MODELS if m in set(table["model"])]
+    shown = [*PROMPTS, SHIPPED]
+    figure, axes = panels(len(shown), 4, 2.6, 0.3 * len(models) + 0.9, sharey=True, sharex=True)
+    for axis, attack in zip(axes, shown):
+        part = _share(table, attack)
+        pooled = part[part["seed"] == "all"]
+        y = pooled["model"].map(models.index)
+        axis.hlines(y, pooled["low"], pooled["high"], color="0.6", lw=5, alpha=0.6)
+        single = part[part["seed"] != "all"]
+        colour = COLOURS["safe"] if attack in ("safe", SHIPPED) else COLOURS["unsafe"]
+        axis.plot(single["share"], single["model"].map(models.index), "o", color=colour, ms=5, alpha=0.8)
+        axis.set_title(attack, fontsize=10)
+        axis.set(xlabel="share complying, exact", xlim=(-0.04, 1.04), xticks=[0, 0.5, 1])
+        axis.grid(axis="y", color="0.92")
+    axes[0].set(yticks=range(len(models)), yticklabels=[MODELS[m] for m in models])
+    axes[0].invert_yaxis()
+    return done(figure)
+
+
+def success_by_k(record: "Record") -> Figure:
+    """Success of the soft prompts against their number, both step counts; a line a seed, a panel a model."""
+    table = _share(record.tables["success"], "Adv")
+    models = [m for m in MODELS if m in set(table["model"])]
+    figure, axes = panels(len(models), 4, 2.7, 2.6, sharey=True, sharex=True)
+    colours = dict(zip(sorted(set(table["steps"])), (COLOURS["safe"], COLOURS["unsafe"])))
+    for axis, model in zip(axes, models):
+        for (steps, seed), part in table[table["model"] == model].groupby(["steps", "seed"], sort=True):
+            dash = "-" if steps == min(colours) else "--"
+            if seed == "all":
+                axis.fill_between(
+                    part["k"], part["low"], part["high"], color=colours[steps], alpha=0.15, lw=0
+                )
+                axis.plot([], [], "o" + dash, color=colours[steps], ms=4, label=f"{steps} steps")
+            else:
+                axis.plot(part["k"], part["share"], "o" + dash, color=colours[steps], ms=4, lw=1.2)
+        axis.set_title(MODELS[model], fontsize=10)
+        axis.set(xlabel="soft tokens k", xticks=sorted(set(table["k"])), ylim=(-0.04, 1.04))
+    axes[0].set(ylabel="share complying, exact")
+    axes[0].legend(frameon=False, fontsize=8)
+    return done(figure)
+
+
+def _rows(table: "pd.DataFrame") -> list[tuple[str, int, int]]:
+    """(attack, steps, k) in the order in which they are shown."""
+    plain = [(name, 0, 0) for name in PROMPTS if name in set(table["attack"])]
+    soft = _share(table, "Adv")[["steps", "k"]].drop_duplicates().sort_values(["steps", "k"])
+    return plain + [("Adv", steps, k) for steps, k in soft.itertuples(index=False)]
+
+
+def landing(record: "Record", model: str) -> Figure:
+    """Where the attacked prompts lie between unsafe and safe ones, by three measures; a mark a seed and subset."""
+    table = record.tables["landing"]
+    rows = _rows(table)
+    table = table[table["model"] == model]
+    labels = {
+        "tau": "tau (0 unsafe mean, 1 safe mean)",
+        "row projection": "row projection (-1 unsafe, 1 safe)",
+        "sensitivity": "sensitivity (-1 unsafe, 1 safe)",
+    }
+    figure, axes = plt.subplots(1, 3, figsize=(11, 0.3 * len(rows) + 1.6), sharey=True, layout="constrained")
+    for axis, (measure, label) in zip(axes, labels.items()):
+        for subset, (marker, colour, shift) in SUBSETS.items():
+            part = table[(table["measure"] == measure) & (table["subset"] == subset)]
+            y = [
+                rows.index(row) + shift
+                for row in part[["attack", "steps", "k"]].itertuples(index=False, name=None)
+            ]
+            axis.plot(
+                part["place"], y, marker, color=COLOURS.get(colour, colour), ms=5, alpha=0.75, label=subset
+            )
+        axis.axvline(0, color=COLOURS["unsafe"] if measure == "tau" else "0.7", lw=0.8, ls="--")
+        for end, kind in ((-1, "unsafe"), (1, "safe")):
+            if measure != "tau" or kind == "safe":
+                axis.axvline(end, color=COLOURS[kind], lw=0.8, ls="--")
+        axis.set(xlabel=label)
+        axis.grid(axis="y", color="0.92")
+    names = [a if a != "Adv" else f"Adv, k = {k}, {steps} steps" for a, steps, k in rows]
+    axes[0].set(yticks=range(len(rows)), yticklabels=names)
+    axes[0].invert_yaxis()
+    figure.suptitle(MODELS[model], fontsize=11)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    return done(figure)
+
+
+def strength(record: "Record") -> Figure:
+    """Mean tau of all prompts of an attack against its success, a panel a model; a mark an attack and seed."""
+    table = record.tables["landing"]
+    table = table[(table["measure"] == "tau") & (table["subset"] == "all")]
+    table = table[~table["attack"].isin(("safe", "unsafe"))]
+    models = [m for m in MODELS if m in set(table["model"])]
+    groups = list(dict.fromkeys((attack, steps) for attack, steps, _ in _rows(table)))
+    marks = dict(zip(groups, zip("osD^vP", sns.color_palette("colorblind", len(groups)))))
+    figure, axes = panels(len(models), 4, 2.8, 3.0, sharex=True)
+    for axis, model in zip(axes, models):
+        part = table[table["model"] == model]
+        for (attack, steps), (marker, colour) in marks.items():
+            chosen = part[(part["attack"] == attack) & (part["steps"] == steps)]
+            size = 24 + 6 * chosen["k"]
+            label = attack if not steps else f"{attack}, {steps} steps (larger: more soft tokens)"
+            axis.scatter(
+                chosen["success"], chosen["place"], size, color=colour, marker=marker, alpha=0.7, label=label
+            )
+        axis.axhline(0, color=COLOURS["unsafe"], lw=0.8, ls="--")
+        axis.axhline(1, color=COLOURS["safe"], lw=0.8, ls="--")
+        axis.set_title(MODELS[model], fontsize=10)
+        axis.set(xlabel="share complying, exact", xlim=(-0.05, 1.05))
+    axes[0].set(ylabel="mean tau of the attack\n(0 unsafe mean, 1 safe mean)")
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9
+    )
+    return done(figure)

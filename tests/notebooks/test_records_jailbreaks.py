@@ -1,0 +1,126 @@
+"""Relations that hold in the records of sensitivity and jailbreaks whatever the numbers are."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from safebook import paths, registry, results
+from safebook.attacks import wilson
+
+SEEDS_AND_MODEL = ["model", "seed"]
+
+
+def records(run_id):
+    run = registry.get(run_id)
+    folders = [f(size) for size in registry.SIZES for f in (run.folder, run.recorded)]
+    found = [
+        pytest.param(folder, id=str(folder.relative_to(paths.ROOT)))
+        for folder in folders
+        if (folder / results.FILE).exists()
+    ]
+    return pytest.mark.parametrize(
+        "folder", found or [pytest.param(None, marks=pytest.mark.skip("no record yet"))]
+    )
+
+
+@records("pcfg-07-sensitivity")
+def test_histograms_hold_every_prompt_and_the_medians(folder):
+    r = results.load(folder)
+    table = r.tables["histogram"]
+    groups = table.groupby(["model", "prompts", "seed"])
+    assert (groups["count"].sum() == r.parameters["samples"]).all()
+    medians = r.frame("median_sensitivity").query("scale == 'plain'").set_index(["model", "prompts", "seed"])
+    for key, part in groups:
+        share = part["count"].cumsum() / part["count"].sum()
+        bin_ = part[share >= 0.5].iloc[0]  # the bin that holds the median, or its upper neighbour's edge
+        width = bin_["right"] - bin_["left"]
+        median = math.log10(medians.loc[key, "value"])
+        assert bin_["left"] - 1e-6 <= median <= bin_["right"] + width + 1e-6
+
+
+@records("pcfg-07-sensitivity")
+def test_ratios_are_those_of_the_medians_and_the_gap_follows(folder):
+    r = results.load(folder)
+    medians = r.frame("median_sensitivity").pivot(
+        index=SEEDS_AND_MODEL, columns=["scale", "prompts"], values="value"
+    )
+    for scale in ("plain", "relative"):
+        for model in set(r.frame("log2_ratio")["model"]):
+            for kind in ("safe", "unsafe"):
+                for seed, value in r.scalars("log2_ratio", model=model, prompts=kind, scale=scale).items():
+                    after, before = (medians.loc[(m, seed), (scale, kind)] for m in (model, "pretrained"))
+                    assert value == pytest.approx(math.log2(after / before), abs=1e-9)
+            for seed, value in r.scalars("log2_gap", model=model, measure=scale).items():
+                safe, unsafe = (medians.loc[(model, seed), (scale, kind)] for kind in ("safe", "unsafe"))
+                assert value == pytest.approx(math.log2(safe / unsafe), abs=1e-9)
+
+
+@records("pcfg-07-sensitivity")
+def test_the_least_favourable_protocol_is_not_better_than_any(folder):
+    r = results.load(folder)
+    for kind, sign in (("unsafe", 1), ("safe", -1)):
+        worst = r.scalars("least_favourable", arm="protocols", prompts=kind, scale="plain")
+        for model in ("ssft-medium", "dpo-medium", "unlearning-medium"):
+            ratios = r.scalars("log2_ratio", model=model, prompts=kind, scale="plain")
+            assert all(sign * worst[seed] >= sign * ratios[seed] for seed in r.seeds)
+    frame = r.frame()
+    for metric in ("larger_after", "mann_whitney_p"):
+        assert frame[frame["metric"] == metric]["value"].between(0, 1).all()
+
+
+@records("pcfg-08-jailbreaks")
+def test_counts_add_up_and_intervals_are_wilsons(folder):
+    r = results.load(folder)
+    table = r.tables["success"]
+    cell = ["model", "attack", "steps", "k"]
+    single, pooled = table[table["seed"] != "all"], table[table["seed"] == "all"].set_index(cell)
+    sums = single.groupby(cell)[["successes", "n"]].sum()
+    pd.testing.assert_frame_equal(sums, pooled[["successes", "n"]].sort_index(), check_like=True)
+    assert (single.groupby(cell)["seed"].nunique() == len(r.seeds)).all()
+    for row in table.itertuples():
+        assert row.low <= row.share + 1e-9 and row.share <= row.high + 1e-9
+        np.testing.assert_allclose((row.low, row.high), wilson(row.successes, row.n), atol=1e-9)
+
+
+@records("pcfg-08-jailbreaks")
+def test_subsets_add_up_and_plain_prompts_lie_at_the_ends(folder):
+    r = results.load(folder)
+    table = r.tables["landing"]
+    assert table["n"].min() >= 5
+    key = ["model", "seed", "attack", "steps", "k", "measure"]
+    wide = table.pivot(index=key, columns="subset", values="n")
+    wide = wide.reindex(columns=["all", "successful", "failed"])
+    both = wide.dropna()
+    if len(both):
+        assert (both["successful"] + both["failed"] == both["all"]).all()
+    ends = table[(table["subset"] == "all") & (table["measure"] == "tau")].set_index("attack")["place"]
+    np.testing.assert_allclose(ends["safe"], 1, atol=1e-5)
+    np.testing.assert_allclose(ends["unsafe"], 0, atol=1e-5)
+    assert table[table["measure"] != "tau"]["place"].between(-1 - 1e-6, 1 + 1e-6).all()
+
+
+@records("pcfg-08-jailbreaks")
+def test_statistics_are_the_means_of_their_cells(folder):
+    """5b recomputed from the table: every one of nine attacks on every one of three protocols weighs the same."""
+    r = results.load(folder)
+    table = r.tables["landing"]
+    chosen = table[(table["subset"] == "all") & (table["measure"] == "tau")]
+    chosen = chosen[~chosen["attack"].isin(("safe", "unsafe")) & (chosen["model"] != "benign-medium")]
+    chosen = chosen[chosen["steps"] != 50]
+    means = chosen.groupby("seed")["place"].agg(["mean", "size"])
+    where = {"arm": "protocols", "steps": 10, "measure": "tau", "subset": "all"}
+    found, counts = r.scalars("attack_place", **where), r.scalars("cells", **where)
+    for seed in r.seeds:
+        assert means.loc[seed, "size"] == counts[seed] == 27
+        assert found[seed] == pytest.approx(means.loc[seed, "mean"], rel=1e-4, abs=1e-4)
+    for measure in ("tau", "row projection", "sensitivity"):
+        where = {"arm": "protocols", "steps": 10, "measure": measure}
+        cells = [r.scalars("cells", subset=s, **where) for s in ("successful", "failed")]
+        assert cells[0] == cells[1]  # compared over the same attacks and models
+        for seed in r.seeds:
+            if cells[0][seed] == 0:
+                assert r.scalars("attack_place", subset="successful", **where)[seed] == 0
+    agreement = r.frame("strength_agreement")["value"]
+    assert agreement.between(-1, 1).all()

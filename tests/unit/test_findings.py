@@ -1,0 +1,78 @@
+"""Findings: every number comes from the scorecard, and a text whose verdict has changed says so."""
+
+import re
+
+import pytest
+import yaml
+
+from safebook import claims, findings, paths
+from safebook.errors import InputError
+
+ROW = {
+    "id": "pcfg-1a",
+    "value": 1.5,
+    "interval": [1.0, 2.0],
+    "control": {"value": 0.25},
+    "verdict": "same direction",
+}
+
+
+def written(monkeypatch, tmp_path, **changes):
+    finding = {
+        "paper": "pcfg",
+        "observation": "Clusters",
+        "believe": "It grows {pcfg-1a.value:two_to}-fold ({pcfg-1a.low} to {pcfg-1a.high}; {pcfg-1a.control:percent}).",
+        "verdicts": {"pcfg-1a": "same direction"},
+    }
+    (tmp_path / findings.FILE).write_text(yaml.safe_dump([finding | changes]))
+    monkeypatch.setattr(paths, "DATA", tmp_path)
+
+
+def test_numbers_come_from_the_scorecard(monkeypatch, tmp_path):
+    written(monkeypatch, tmp_path)
+    page = findings.page("pcfg", [ROW])
+    assert "It grows 2.83-fold (1 to 2; 25 %)." in page and "### Clusters" in page
+    assert "other verdicts" not in page
+    assert "(not measured)" in findings.page("pcfg", [ROW | {"value": None, "interval": None}])
+    assert findings.page("spf", [ROW]) == "Nothing is judged yet.\n"
+
+
+def test_a_changed_verdict_is_said_above_the_text(monkeypatch, tmp_path):
+    written(monkeypatch, tmp_path)
+    page = findings.page("pcfg", [ROW | {"verdict": "differs"}])
+    assert page.index("was *same direction*, now *differs*") < page.index("It grows")
+
+
+@pytest.mark.parametrize(
+    "changes, named",
+    [
+        ({"believe": "{pcfg-9z.value}"}, "claim"),
+        ({"believe": "{pcfg-1a.mean}"}, "number"),
+        ({"believe": "{pcfg-1a.value:cubed}"}, "number"),
+        ({"verdicts": {"pcfg-9z": "differs"}}, "verdicts"),
+        ({"paper": "other"}, "paper"),
+    ],
+)
+def test_mistakes_are_named(monkeypatch, tmp_path, changes, named):
+    written(monkeypatch, tmp_path, **changes)
+    with pytest.raises(InputError, match=named):
+        findings.page("pcfg", [ROW])
+
+
+def test_the_texts_were_written_for_the_committed_verdicts_and_hold_no_typed_number():
+    rows = {claim.id: claims.row(claim, "laptop") for claim in claims.read()}
+    for finding in findings.read():
+        judged = [rows[claim]["verdict"] for claim in finding.verdicts]
+        if claims.NOT_RUN not in judged:
+            assert not findings.changed(finding, rows), finding.observation
+        bare = findings.PLACE.sub("", finding.believe)
+        typed = set(re.findall(r"(?<![\w-])\d+(?:\.\d+)?", bare))
+        assert not typed, (finding.observation, typed)
+
+
+def test_every_claim_is_in_a_finding():
+    told = {claim for finding in findings.read() for claim in finding.verdicts}
+    if told:
+        assert told == {
+            claim.id for claim in claims.read() if claim.paper in {f.paper for f in findings.read()}
+        }
