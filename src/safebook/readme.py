@@ -18,7 +18,9 @@ def table(size: str) -> str:
     counts = Counter(row["verdict"] for row in rows)
     verdicts = ", ".join(f"{counts[v]} **{v}**" for v in claims.VERDICTS if counts[v])
     lines = [
-        f"`make book SIZE={size}`. Of {len(rows)} claims: {verdicts}." if rows else f"`make book SIZE={size}`.",
+        f"`make book SIZE={size}`. Of {len(rows)} claims: {verdicts}."
+        if rows
+        else f"`make book SIZE={size}`.",
         "",
         "<details><summary>Every claim, with mean over seeds, 95 % interval and control</summary>",
         "",

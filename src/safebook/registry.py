@@ -159,7 +159,7 @@ RUNS: tuple[Run, ...] = (
         artifacts=("pcfg-pretrained", *MEDIUM),
         modules=(*_MODEL, "behaviour.py", "attacks.py", "interventions.py", "activations.py", "geometry.py"),
         drawing=_drawing("interventions"),
-        groups=_groups(laptop={"samples": 300}, paper={"samples": 1000}),
+        groups=_groups(laptop={"samples": 250}, paper={"samples": 1000}),
     ),
     Run(
         id="pcfg-10-confound",
@@ -177,7 +177,7 @@ RUNS: tuple[Run, ...] = (
         title="Other ways to measure the clusters",
         paper="pcfg",
         artifacts=PCFG_MODELS,
-        modules=(*_MODEL, "behaviour.py", "attacks.py", "activations.py", "geometry.py"),
+        modules=(*_MODEL, "behaviour.py", "attacks.py", "activations.py", "geometry.py", "variants.py"),
         drawing=_drawing("variants"),
         groups=_groups(laptop={"samples": 500}, paper={"samples": 1000}),
     ),
