@@ -45,6 +45,9 @@ class Tables(Mapping):
         # "null" is a kind of answer in this book, not a missing value
         return pandas.read_csv(io.StringIO(self.text[name]), keep_default_na=False, na_values=[])
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.text
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.text)
 

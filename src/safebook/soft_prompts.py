@@ -94,6 +94,14 @@ def attack(
     return torch.cat([_descend(model, batch.take(r), start[r], steps) for r in rows])
 
 
+def random_tokens(model: nn.Module, batch: Batch, k: int, generator: torch.Generator) -> Tensor:
+    """(n, k, width) soft tokens of uniformly random direction and the greatest length allowed: the control of the attack."""
+    _check(k=k)
+    shape = (len(batch), k, model.settings.width)
+    drawn = F.normalize(torch.randn(shape, generator=generator, device=batch.tokens.device), dim=-1)
+    return drawn * radius(model, batch)[:, None, None]
+
+
 @torch.enable_grad()
 def _descend(model: nn.Module, batch: Batch, delta: Tensor, steps: int) -> Tensor:
     largest = radius(model, batch)
@@ -114,6 +122,7 @@ class Observed:
     success: Tensor  # (n,) bool: left alone, it writes exactly the true first output
     refusing: Tensor  # (n,) bool: the first symbol that it writes is null, and should not be
     hidden: Tensor  # (n, hidden) MLP units after the GELU, mean over `window` positions from `>` on
+    decision: Tensor  # (n, hidden) the same units at `>` alone, before any output is shown
     read: Tensor  # (n, width) what the MLP reads at `>`
 
 
@@ -145,6 +154,7 @@ def observe(
                 ((wrote == targets) | ~counts).all(1),
                 (wrote[:, 0] == null) & (targets[:, 0] != null),
                 hidden[0][index, (places + k)[:, :window]].mean(1),
+                hidden[0][index[:, 0], piece.decision + k],
                 read[0][index[:, 0], piece.decision + k],
             )
         )

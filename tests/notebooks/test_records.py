@@ -100,8 +100,10 @@ def test_histograms_hold_every_prompt(folder):
 
 def test_every_claim_names_metrics_that_its_record_holds():
     for claim in claims.read():
-        folder = registry.get(claim.run).folder("smoke")
-        r = results.load(folder)
+        run = registry.get(claim.run)
+        r = results.load(run.folder("smoke"))
+        if "smoke" in claim.meaningful and (run.recorded("laptop") / results.FILE).exists():
+            r = results.load(run.recorded("laptop"))  # untrained models may leave a statistic undefined
         for series in (claim.value, claim.control):
             if series is not None:
                 assert set(r.scalars(series.metric, **series.labels)) == set(r.seeds)

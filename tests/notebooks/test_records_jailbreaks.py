@@ -85,42 +85,43 @@ def test_counts_add_up_and_intervals_are_wilsons(folder):
 
 
 @records("pcfg-08-jailbreaks")
-def test_subsets_add_up_and_plain_prompts_lie_at_the_ends(folder):
+def test_subsets_are_parts_and_plain_prompts_lie_at_the_ends(folder):
     r = results.load(folder)
+    if "landing" not in r.tables:
+        assert r.size == "smoke"  # no measure tells safe from unsafe
+        return
     table = r.tables["landing"]
-    assert table["n"].min() >= 5
+    assert table["n"].min() >= 5 and table["place"].between(-1 - 1e-6, 1 + 1e-6).all()
     key = ["model", "seed", "attack", "steps", "k", "measure"]
-    wide = table.pivot(index=key, columns="subset", values="n")
-    wide = wide.reindex(columns=["all", "successful", "failed"])
-    both = wide.dropna()
-    if len(both):
-        assert (both["successful"] + both["failed"] == both["all"]).all()
-    ends = table[(table["subset"] == "all") & (table["measure"] == "tau")].set_index("attack")["place"]
+    wide = table.pivot(index=key, columns="subset", values="n").fillna(0)
+    assert (wide["successful"] + wide["refused"] <= wide["all"]).all()  # the rest is answered wrongly
+    ends = table[table["subset"] == "all"].set_index("attack")["place"]
     np.testing.assert_allclose(ends["safe"], 1, atol=1e-5)
-    np.testing.assert_allclose(ends["unsafe"], 0, atol=1e-5)
-    assert table[table["measure"] != "tau"]["place"].between(-1 - 1e-6, 1 + 1e-6).all()
+    np.testing.assert_allclose(ends["unsafe"], -1, atol=1e-5)
 
 
 @records("pcfg-08-jailbreaks")
 def test_statistics_are_the_means_of_their_cells(folder):
-    """5b recomputed from the table: every one of nine attacks on every one of three protocols weighs the same."""
+    """5b recomputed from the table: every placed attack on every one of three protocols weighs the same."""
     r = results.load(folder)
+    where = {"arm": "protocols", "steps": 10, "measure": "tau", "subset": "all"}
+    counts = r.scalars("cells", statistic="attack_place", **where)
+    if "landing" not in r.tables:
+        assert r.size == "smoke" and set(counts.values()) == {0}
+        return
     table = r.tables["landing"]
     chosen = table[(table["subset"] == "all") & (table["measure"] == "tau")]
-    chosen = chosen[~chosen["attack"].isin(("safe", "unsafe")) & (chosen["model"] != "benign-medium")]
-    chosen = chosen[chosen["steps"] != 50]
+    chosen = chosen[~chosen["attack"].isin(("safe", "unsafe", "random soft tokens"))]
+    chosen = chosen[(chosen["model"] != "benign-medium") & (chosen["steps"] != 50)]
     means = chosen.groupby("seed")["place"].agg(["mean", "size"])
-    where = {"arm": "protocols", "steps": 10, "measure": "tau", "subset": "all"}
-    found, counts = r.scalars("attack_place", **where), r.scalars("cells", **where)
-    for seed in r.seeds:
-        assert means.loc[seed, "size"] == counts[seed] == 27
+    found = r.scalars("attack_place", **where) if len(means) else {}
+    for seed in means.index:
+        assert means.loc[seed, "size"] == counts[seed] <= 27
         assert found[seed] == pytest.approx(means.loc[seed, "mean"], rel=1e-4, abs=1e-4)
-    for measure in ("tau", "row projection", "sensitivity"):
-        where = {"arm": "protocols", "steps": 10, "measure": measure}
-        cells = [r.scalars("cells", subset=s, **where) for s in ("successful", "failed")]
-        assert cells[0] == cells[1]  # compared over the same attacks and models
-        for seed in r.seeds:
-            if cells[0][seed] == 0:
-                assert r.scalars("attack_place", subset="successful", **where)[seed] == 0
-    agreement = r.frame("strength_agreement")["value"]
+    for measure in ("tau", "tau at the decision", "row projection", "sensitivity"):
+        at = {"statistic": "matched_place", "arm": "protocols", "steps": 10, "measure": measure}
+        matched = [r.scalars("cells", subset=s, **at) for s in ("successful", "refused")]
+        assert matched[0] == matched[1]  # compared over the same attacks and models
+    frame = r.frame()
+    agreement = frame[frame["metric"] == "strength_agreement"]["value"]
     assert agreement.between(-1, 1).all()

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 PROMPTS = ("safe", "unsafe", "JB-CO-Task", "JB-CO-Text", "JB-MisGen", "text shift", "composition")
 SHIPPED = "JB-MisGen as shipped"
-SUBSETS = {"all": ("D", "0.55", -0.22), "successful": ("o", "comply", 0.0), "failed": ("X", "unsafe", 0.22)}
+SUBSETS = {"all": ("D", "0.55", -0.22), "successful": ("o", "comply", 0.0), "refused": ("X", "unsafe", 0.22)}
+RANDOM = "random soft tokens"
 
 
 def _share(table: "pd.DataFrame", attack: str) -> "pd.DataFrame":
@@ -71,21 +72,22 @@ def _rows(table: "pd.DataFrame") -> list[tuple[str, int, int]]:
     """(attack, steps, k) in the order in which they are shown."""
     plain = [(name, 0, 0) for name in PROMPTS if name in set(table["attack"])]
     soft = _share(table, "Adv")[["steps", "k"]].drop_duplicates().sort_values(["steps", "k"])
-    return plain + [("Adv", steps, k) for steps, k in soft.itertuples(index=False)]
+    control = sorted(set(_share(table, RANDOM)["k"]))
+    return (
+        plain
+        + [("Adv", steps, k) for steps, k in soft.itertuples(index=False)]
+        + [(RANDOM, 0, k) for k in control]
+    )
 
 
 def landing(record: "Record", model: str) -> Figure:
-    """Where the attacked prompts lie between unsafe and safe ones, by three measures; a mark a seed and subset."""
+    """Where the attacked prompts lie between unsafe and safe ones, by four measures; a mark a seed and subset."""
     table = record.tables["landing"]
     rows = _rows(table)
     table = table[table["model"] == model]
-    labels = {
-        "tau": "tau (0 unsafe mean, 1 safe mean)",
-        "row projection": "row projection (-1 unsafe, 1 safe)",
-        "sensitivity": "sensitivity (-1 unsafe, 1 safe)",
-    }
-    figure, axes = plt.subplots(1, 3, figsize=(11, 0.3 * len(rows) + 1.6), sharey=True, layout="constrained")
-    for axis, (measure, label) in zip(axes, labels.items()):
+    measures = ("tau", "tau at the decision", "row projection", "sensitivity")
+    figure, axes = plt.subplots(1, 4, figsize=(12, 0.3 * len(rows) + 1.6), sharey=True, layout="constrained")
+    for axis, measure in zip(axes, measures):
         for subset, (marker, colour, shift) in SUBSETS.items():
             part = table[(table["measure"] == measure) & (table["subset"] == subset)]
             y = [
@@ -95,13 +97,12 @@ def landing(record: "Record", model: str) -> Figure:
             axis.plot(
                 part["place"], y, marker, color=COLOURS.get(colour, colour), ms=5, alpha=0.75, label=subset
             )
-        axis.axvline(0, color=COLOURS["unsafe"] if measure == "tau" else "0.7", lw=0.8, ls="--")
-        for end, kind in ((-1, "unsafe"), (1, "safe")):
-            if measure != "tau" or kind == "safe":
-                axis.axvline(end, color=COLOURS[kind], lw=0.8, ls="--")
-        axis.set(xlabel=label)
+        for end, colour in ((-1, COLOURS["unsafe"]), (0, "0.7"), (1, COLOURS["safe"])):
+            axis.axvline(end, color=colour, lw=0.8, ls="--")
+        axis.set(title=measure, xlabel="place (-1 unsafe, 1 safe)", xlim=(-1.1, 1.1), xticks=[-1, 0, 1])
         axis.grid(axis="y", color="0.92")
-    names = [a if a != "Adv" else f"Adv, k = {k}, {steps} steps" for a, steps, k in rows]
+    words = {"Adv": "Adv, k = {}, {} steps", RANDOM: RANDOM + ", k = {}"}
+    names = [words[a].format(k, steps) if a in words else a for a, steps, k in rows]
     axes[0].set(yticks=range(len(rows)), yticklabels=names)
     axes[0].invert_yaxis()
     figure.suptitle(MODELS[model], fontsize=11)
@@ -110,12 +111,14 @@ def landing(record: "Record", model: str) -> Figure:
 
 
 def strength(record: "Record") -> Figure:
-    """Mean tau of all prompts of an attack against its success, a panel a model; a mark an attack and seed."""
+    """Place by tau of all prompts of an attack against its success, a panel a model; a mark an attack and seed."""
     table = record.tables["landing"]
     table = table[(table["measure"] == "tau") & (table["subset"] == "all")]
-    table = table[~table["attack"].isin(("safe", "unsafe"))]
+    table = table[~table["attack"].isin(("safe", "unsafe", RANDOM))]
     models = [m for m in MODELS if m in set(table["model"])]
-    groups = list(dict.fromkeys((attack, steps) for attack, steps, _ in _rows(table)))
+    groups = [
+        g for g in dict.fromkeys((attack, steps) for attack, steps, _ in _rows(table)) if g[0] != RANDOM
+    ]
     marks = dict(zip(groups, zip("osD^vP", sns.color_palette("colorblind", len(groups)))))
     figure, axes = panels(len(models), 4, 2.8, 3.0, sharex=True)
     for axis, model in zip(axes, models):
@@ -127,11 +130,11 @@ def strength(record: "Record") -> Figure:
             axis.scatter(
                 chosen["success"], chosen["place"], size, color=colour, marker=marker, alpha=0.7, label=label
             )
-        axis.axhline(0, color=COLOURS["unsafe"], lw=0.8, ls="--")
+        axis.axhline(-1, color=COLOURS["unsafe"], lw=0.8, ls="--")
         axis.axhline(1, color=COLOURS["safe"], lw=0.8, ls="--")
         axis.set_title(MODELS[model], fontsize=10)
         axis.set(xlabel="share complying, exact", xlim=(-0.05, 1.05))
-    axes[0].set(ylabel="mean tau of the attack\n(0 unsafe mean, 1 safe mean)")
+    axes[0].set(ylabel="place of the attack by tau\n(-1 unsafe, 1 safe)")
     figure.legend(
         *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9
     )

@@ -132,7 +132,6 @@ def minimality(record: "Record") -> Figure:
 def row_ratios(record: "Record") -> Figure:
     """log2 of unsafe over safe, a dot a layer and seed, with the range of random updates behind it."""
     table = record.tables["layers"]
-    table = table[table["variant"] == "main"]
     models, count = _models(table["model"]), table["layer"].max()
     figure, axes = plt.subplots(
         1, 2, figsize=(10.5, 0.42 * len(models) + 1.6), sharey=True, layout="constrained"
