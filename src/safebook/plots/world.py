@@ -66,10 +66,10 @@ def derivation(tree: tuple) -> Figure:
 def confound(record: "Record") -> Figure:
     """How often a classifier of local n-grams calls each text type unsafe."""
     table = record.tables["ngram_classifier"]
-    panels = list(dict.fromkeys(zip(table["world"], table["against"])))
-    figure, axes = panels(len(panels), columns=2, width=4.6, height=3.0, sharey=True)
+    pairs = list(dict.fromkeys(zip(table["world"], table["against"])))
+    figure, axes = panels(len(pairs), columns=2, width=4.6, height=3.0, sharey=True)
     names = {"unsafe": "unsafe text", "unsafe_three_child": "three-child unsafe text"}
-    for axis, (world, against) in zip(axes, panels):
+    for axis, (world, against) in zip(axes, pairs):
         part = table[(table["world"] == world) & (table["against"] == against)]
         sns.lineplot(
             part, x="ngram", y="called_unsafe", hue="text", style="text", markers=True, dashes=False, ax=axis
