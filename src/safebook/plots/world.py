@@ -7,7 +7,7 @@ import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from safebook.plots import COLOURS, done
+from safebook.plots import COLOURS, done, panels
 
 if TYPE_CHECKING:
     from safebook.results import Record
