@@ -6,6 +6,11 @@ from pathlib import Path
 
 import pytest
 
+# Before torch is loaded, and passed on to notebook kernels: workers side by side with more threads than cores slow each
+# other many times over.
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
+
 FOLDERS = tempfile.TemporaryDirectory(prefix="safebook-templates-")
 
 
