@@ -24,7 +24,7 @@ class Artifact:
     name: str
     needs: tuple = ()
 
-FINE_TUNED = ()  # of the real one
+FINE_TUNED = ARMS = ()  # of the real one
 ARTIFACTS = {"toy-base": Artifact("toy-base"), "toy-tuned": Artifact("toy-tuned", ("toy-base",))}
 
 def key(name, size, seed):

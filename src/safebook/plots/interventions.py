@@ -63,7 +63,7 @@ def outcomes_at(record: "Record", alpha: float) -> Figure:
     conditions = [c.removesuffix(" comply") for c in table.columns if c.endswith(" comply")]
     conditions = [c for c in conditions if c != "jailbreaks"]
     figure, axes = plt.subplots(
-        1, len(conditions), figsize=(2.1 * len(conditions) + 2, 2.2), sharey=True, layout="constrained"
+        1, len(conditions), figsize=(2.1 * len(conditions) + 2, 2.4), sharey=True, layout="constrained"
     )
     for axis, condition in zip(axes, conditions):
         comply, null = mean[f"{condition} comply"].to_numpy(), mean[f"{condition} null"].to_numpy()
@@ -75,6 +75,7 @@ def outcomes_at(record: "Record", alpha: float) -> Figure:
         axis.set(xlabel="share of prompts", xlim=(0, 1), xticks=[0, 0.5, 1])
     axes[0].set(yticks=range(len(models)), yticklabels=[MODELS[m] for m in models])
     axes[0].invert_yaxis()
+    figure.suptitle(f"alpha = {alpha:g}", fontsize=11)
     _legend_below(figure, axes[0], 3)
     return done(figure)
 

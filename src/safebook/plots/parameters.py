@@ -51,6 +51,7 @@ def column_profiles(record: "Record", part: float) -> Figure:
                 axis.plot(line["share"], line["value"], dash, color=colour, lw=1.3, label=name)
         axis.set(title=f"layer {layer}", xlabel="share of directions (sorted)", ylim=(0, 1.03))
     axes[0].set_ylabel("length outside C(W)")
+    figure.suptitle(f"after {part:.0%} of the run", fontsize=11)
     _legend(figure, axes[0])
     return done(figure)
 
@@ -190,6 +191,7 @@ def row_directions(record: "Record", model: str) -> Figure:
         axis.set(title=f"layer {layer}", xlabel="direction (leading first)")
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0].set_ylabel("sigma |v·a| / |a|")
+    figure.suptitle(MODELS[model], fontsize=11)
     _legend(figure, axes[0])
     return done(figure)
 
