@@ -5,24 +5,12 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from test_records import records
 
-from safebook import paths, registry, results
+from safebook import results
 from safebook.attacks import wilson
 
 SEEDS_AND_MODEL = ["model", "seed"]
-
-
-def records(run_id):
-    run = registry.get(run_id)
-    folders = [f(size) for size in registry.SIZES for f in (run.folder, run.recorded)]
-    found = [
-        pytest.param(folder, id=str(folder.relative_to(paths.ROOT)))
-        for folder in folders
-        if (folder / results.FILE).exists()
-    ]
-    return pytest.mark.parametrize(
-        "folder", found or [pytest.param(None, marks=pytest.mark.skip("no record yet"))]
-    )
 
 
 @records("pcfg-07-sensitivity")

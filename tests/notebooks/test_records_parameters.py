@@ -2,22 +2,12 @@
 
 import numpy as np
 import pytest
+from test_records import records
 
-from safebook import paths, registry, results
+from safebook import results
 from safebook.profiles import profile
 
 MEDIUM = ("ssft-medium", "dpo-medium", "unlearning-medium")
-
-
-def records(run_id):
-    run = registry.get(run_id)
-    folders = [f for size in registry.SIZES for f in (run.folder(size), run.recorded(size))]
-    found = [
-        pytest.param(f, id=str(f.relative_to(paths.ROOT))) for f in folders if (f / results.FILE).exists()
-    ]
-    return pytest.mark.parametrize(
-        "folder", found or [pytest.param(None, marks=pytest.mark.skip("no record yet"))]
-    )
 
 
 @records("pcfg-05-column-space")

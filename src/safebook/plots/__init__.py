@@ -3,8 +3,11 @@
 One style, a colour-blind-safe palette (safe blue, unsafe vermilion, with different markers), both axes labelled.
 """
 
+from collections.abc import Iterable
+
 import matplotlib.pyplot as plt
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 COLOURS = {"safe": "#0173b2", "unsafe": "#d55e00", "null": "#949494", "comply": "#029e73", "other": "#ece133"}
@@ -43,6 +46,25 @@ def done(figure: Figure) -> Figure:
     """Hand the figure to the caller alone: the notebook's backend would otherwise display it a second time."""
     plt.close(figure)
     return figure
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """The models among these names, in the book's order."""
+    found = set(names)
+    return [model for model in MODELS if model in found]
+
+
+def rows(axis: Axes, models: list[str]) -> None:
+    """A row a model, the first on top, by its name in the book."""
+    axis.set(yticks=range(len(models)), yticklabels=[MODELS[m] for m in models])
+    axis.set_ylim(len(models) - 0.5, -0.5)
+    axis.grid(axis="y", color="0.92")
+
+
+def legend_below(figure: Figure, axis: Axes, columns: int, **options) -> None:
+    """The legend of one axis, for the whole figure."""
+    handles = axis.get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=columns, frameon=False, **options)
 
 
 def panels(count: int, columns: int = 3, width: float = 3.4, height: float = 2.7, **options):

@@ -7,7 +7,7 @@ import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from safebook.plots import COLOURS, MODELS, done, panels
+from safebook.plots import COLOURS, MODELS, done, in_order, legend_below, panels
 
 if TYPE_CHECKING:
     from safebook.results import Record
@@ -49,7 +49,7 @@ def pretraining_loss(record: "Record") -> Figure:
 def fine_tuning_curves(record: "Record") -> Figure:
     """Share of safe prompts answered and of unsafe prompts refused during fine-tuning, a panel a model."""
     table = record.tables["curves"]
-    models = [m for m in MODELS if m in set(table["model"])]
+    models = in_order(table["model"])
     figure, axes = panels(len(models), sharey=True, sharex=True, height=2.4)
     marks = {
         "safe_answered": ("safe", "safe answered", "-"),
@@ -71,7 +71,7 @@ def outcomes(record: "Record") -> Figure:
     frame = record.frame("outcome_share")
     conditions = list(dict.fromkeys(frame["condition"]))
     order = [c for c in ("safe", "unsafe", "JB-CO-Task", "JB-CO-Text", "JB-MisGen") if c in conditions]
-    models = [m for m in MODELS if m in set(frame["model"])]
+    models = in_order(frame["model"])
     figure, axes = plt.subplots(
         1,
         len(order),
@@ -91,5 +91,5 @@ def outcomes(record: "Record") -> Figure:
         axis.set(title=condition, xlabel="share of prompts", xlim=(0, 1), xticks=[0, 0.5, 1])
     axes[0].set(yticks=range(len(models)), yticklabels=[MODELS[m] for m in models])
     axes[0].invert_yaxis()
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    legend_below(figure, axes[0], 3)
     return done(figure)

@@ -7,7 +7,7 @@ import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from safebook.plots import MODELS, done
+from safebook.plots import MODELS, done, in_order, legend_below, rows
 
 if TYPE_CHECKING:
     from safebook.results import Record
@@ -28,16 +28,10 @@ KINDS = {
 }
 
 
-def _rows(axis, models: list[str]) -> None:
-    axis.set(yticks=range(len(models)), yticklabels=[MODELS[m] for m in models])
-    axis.set_ylim(len(models) - 0.5, -0.5)
-    axis.grid(axis="y", color="0.92")
-
-
 def refusal_by_text(record: "Record") -> Figure:
     """Refusals of prompts with context operators, a row a model, a mark a kind of text, a dot a seed."""
     frame = record.frame("outcome_share").query("operators == 'context' and outcome == 'null'")
-    models = [m for m in MODELS if m in set(frame["model"])]
+    models = in_order(frame["model"])
     figure, axis = plt.subplots(figsize=(8, 0.46 * len(models) + 1.4), layout="constrained")
     for shift, (text, (marker, colour, name)) in zip(np.linspace(-0.3, 0.3, len(TEXTS)), TEXTS.items()):
         for y, model in enumerate(models):
@@ -45,7 +39,7 @@ def refusal_by_text(record: "Record") -> Figure:
             label = name if y == 0 else None
             axis.plot(values, [y + shift] * len(values), marker, color=colour, ms=6, alpha=0.85, label=label)
     axis.set(xlabel="share refused (allowed on safe text, forbidden on unsafe text)", xlim=(-0.03, 1.03))
-    _rows(axis, models)
+    rows(axis, models)
     axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
     return done(figure)
 
@@ -68,10 +62,8 @@ def survival(record: "Record") -> Figure:
                 )
         axis.axvline(0, color="0.5", lw=0.8)
         axis.set(xlabel=label)
-        _rows(axis, models)
-    figure.legend(
-        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=9
-    )
+        rows(axis, models)
+    legend_below(figure, axes[0], 4, fontsize=9)
     return done(figure)
 
 
@@ -79,7 +71,7 @@ def cosines(record: "Record") -> Figure:
     """Cosine between the updates of every two models, mean over seeds."""
     frame = record.frame("update_cosine")
     means = frame.groupby(["first", "second"])["value"].mean()
-    models = [m for m in MODELS if m in set(frame["first"]) | set(frame["second"])]
+    models = in_order([*frame["first"], *frame["second"]])
     table = np.eye(len(models))
     for (first, second), value in means.items():
         i, j = models.index(first), models.index(second)

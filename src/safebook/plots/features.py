@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from safebook.plots import COLOURS, MODELS, done, panels
+from safebook.plots import COLOURS, MODELS, done, in_order, panels
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +25,7 @@ def tau_by_layer(record: "Record", variant: str = "main", reported: "pd.DataFram
     `reported` (columns of data/paper/pcfg/figure3_top.csv) adds the published means as crosses.
     """
     table = _tau(record, variant)
-    models = [m for m in MODELS if m in set(table["model"])]
+    models = in_order(table["model"])
     figure, axes = panels(len(models), sharex=True)
     for axis, model in zip(axes, models):
         for prompts, marker in (("safe", "o"), ("unsafe", "*")):
@@ -57,7 +57,7 @@ def separation_by_model(record: "Record") -> Figure:
     }
     frame = record.frame()
     last = frame["layer"].max()
-    models = [m for m in MODELS if m in set(frame["model"].dropna())]
+    models = in_order(frame["model"].dropna())
     figure, axes = plt.subplots(
         1, 3, figsize=(11, 0.34 * len(models) + 1.2), sharey=True, layout="constrained"
     )
@@ -102,7 +102,7 @@ def tau_histogram(record: "Record", layer: int, models: tuple[str, ...]) -> Figu
 def cluster_spectrum(record: "Record") -> Figure:
     """Share of the largest singular value of each cluster at the last layer, a dot a seed."""
     frame = record.frame("top_singular_share")
-    models = [m for m in MODELS if m in set(frame["model"])]
+    models = in_order(frame["model"])
     figure, axis = plt.subplots(figsize=(6.6, 0.34 * len(models) + 1.2), layout="constrained")
     for prompts, marker, shift in (("safe", "o", -0.12), ("unsafe", "*", 0.12)):
         for y, model in enumerate(models):
@@ -134,7 +134,7 @@ def growth_beside_reported(record: "Record", reported: "pd.DataFrame") -> Figure
     frame = frame[frame["variant"] == "main"]
     last = reported[reported["layer"] == reported["layer"].max()].set_index("model")
     published = last["safe_mean"] - last["unsafe_mean"]
-    models = [m for m in MODELS if m in set(frame["model"])]
+    models = in_order(frame["model"])
     figure, axis = plt.subplots(figsize=(7, 0.36 * len(models) + 1.3), layout="constrained")
     for y, model in enumerate(models):
         values = frame[frame["model"] == model]["value"]

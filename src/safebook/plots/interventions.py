@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from safebook.plots import COLOURS, MODELS, done, panels
+from safebook.plots import COLOURS, MODELS, done, in_order, legend_below, panels
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,22 +35,17 @@ def _curves(axis: "Axes", table: "pd.DataFrame", x: str, rates=tuple(RATES), das
             )
 
 
-def _legend_below(figure: Figure, axis: "Axes", columns: int) -> None:
-    handles = axis.get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
-
-
 def alpha_sweep(record: "Record") -> Figure:
     """Refusal, skill and jailbreak success against the scale of the update, a panel a model."""
     table = record.tables["alpha"]
-    models = [m for m in MODELS if m in set(table["model"])]
+    models = in_order(table["model"])
     figure, axes = panels(len(models), columns=2, width=4.4, height=2.6, sharex=True, sharey=True)
     for axis, model in zip(axes, models):
         axis.axvline(1, color="0.6", lw=1, ls=":")
         _curves(axis, table[table["model"] == model], "alpha")
         axis.set_title(MODELS[model], fontsize=10)
         axis.set(xlabel="scale alpha of the update (1: as trained)", ylabel="share", ylim=(-0.03, 1.03))
-    _legend_below(figure, axes[0], 3)
+    legend_below(figure, axes[0], 3, fontsize=9)
     return done(figure)
 
 
@@ -58,7 +53,7 @@ def outcomes_at(record: "Record", alpha: float) -> Figure:
     """Comply / null / other of every model at one scale of the update, a panel a kind of prompt, means over seeds."""
     table = record.tables["alpha"]
     table = table[np.isclose(table["alpha"], alpha)]
-    models = [m for m in MODELS if m in set(table["model"])]
+    models = in_order(table["model"])
     mean = table.groupby("model").mean(numeric_only=True).loc[models]
     conditions = [c.removesuffix(" comply") for c in table.columns if c.endswith(" comply")]
     conditions = [c for c in conditions if c != "jailbreaks"]
@@ -76,14 +71,14 @@ def outcomes_at(record: "Record", alpha: float) -> Figure:
     axes[0].set(yticks=range(len(models)), yticklabels=[MODELS[m] for m in models])
     axes[0].invert_yaxis()
     figure.suptitle(f"alpha = {alpha:g}", fontsize=11)
-    _legend_below(figure, axes[0], 3)
+    legend_below(figure, axes[0], 3, fontsize=9)
     return done(figure)
 
 
 def separation_by_alpha(record: "Record") -> Figure:
     """Separation of the clusters at the last layer against the scale of the update, in two units."""
     table = record.tables["separation"]
-    models = [m for m in MODELS if m in set(table["model"])]
+    models = in_order(table["model"])
     colours = dict(zip(models, (COLOURS["unsafe"], COLOURS["safe"], COLOURS["comply"], COLOURS["null"])))
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     for axis, (column, label) in zip(
@@ -99,14 +94,14 @@ def separation_by_alpha(record: "Record") -> Figure:
         axis.set(xlabel="scale alpha of the update (1: as trained)", ylabel=label)
     if (table["S"] > 0).all():
         axes[0].set(yscale="log", ylabel="S (activation units, log scale)")
-    _legend_below(figure, axes[0], 2)
+    legend_below(figure, axes[0], 2, fontsize=9)
     return done(figure)
 
 
 def added(record: "Record") -> Figure:
     """What adding another protocol's update does, a panel a receiving model, a row what is added, a dot a seed."""
     table = record.tables["added"]
-    models = [m for m in MODELS if m in set(table["recipient"])]
+    models = in_order(table["recipient"])
     figure, axes = plt.subplots(1, len(models), figsize=(13, 4.2), layout="constrained", sharex=True)
     for axis, model in zip(axes, models):
         part = table[table["recipient"] == model]
@@ -129,7 +124,7 @@ def added(record: "Record") -> Figure:
         axis.set(xlabel="share", xlim=(-0.03, 1.03))
         axis.invert_yaxis()
         axis.grid(axis="y", color="0.92")
-    _legend_below(figure, axes[0], 3)
+    legend_below(figure, axes[0], 3, fontsize=9)
     return done(figure)
 
 
@@ -143,14 +138,14 @@ def linear_paths(record: "Record") -> Figure:
         names = [MODELS[m].removesuffix(", medium rate") for m in (start, end)]
         axis.set_title(f"{names[0]} to {names[1]}", fontsize=10)
         axis.set(xlabel=f"share of {names[1]}'s weights", ylabel="share", ylim=(-0.03, 1.03))
-    _legend_below(figure, axes[0], 3)
+    legend_below(figure, axes[0], 3, fontsize=9)
     return done(figure)
 
 
 def singular_directions(record: "Record") -> Figure:
     """Rates when leading directions of the update of W_fc are removed (top) or kept alone (bottom), with random ones."""
     table = record.tables["directions"]
-    models = [m for m in MODELS if m in set(table["model"])]
+    models = in_order(table["model"])
     counts = sorted(table["count"].unique())
     table = table.assign(x=table["count"].map(counts.index))
     figure, axes = plt.subplots(
@@ -168,14 +163,14 @@ def singular_directions(record: "Record") -> Figure:
                 xticks=range(len(counts)), xticklabels=[*map(str, counts[:-1]), "all"],
             )  # fmt: skip
             axis.tick_params(labelbottom=True)
-    _legend_below(figure, axes[0, 0], 2)
+    legend_below(figure, axes[0, 0], 2, fontsize=9)
     return done(figure)
 
 
 def patching(record: "Record") -> Figure:
     """Rates of the pretrained model with part of its hidden units taken from the fine-tuned one."""
     table = record.tables["patching"]
-    models = [m for m in MODELS if m in set(table["model"])]
+    models = in_order(table["model"])
     figure, axes = panels(len(models), columns=3, width=3.8, sharey=True)
     shown = ("unsafe null", "safe comply")
     for axis, model in zip(axes, models):
@@ -184,5 +179,5 @@ def patching(record: "Record") -> Figure:
         _curves(axis, part[part["order"] == "random"], "fraction", shown, ":", ", random order", 0.5)
         axis.set_title(f"units of {MODELS[model]}", fontsize=10)
         axis.set(xlabel="share of units patched, each layer", ylabel="share", ylim=(-0.03, 1.03))
-    _legend_below(figure, axes[0], 2)
+    legend_below(figure, axes[0], 2, fontsize=9)
     return done(figure)

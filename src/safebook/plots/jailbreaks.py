@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from safebook.plots import COLOURS, MODELS, done, panels
+from safebook.plots import COLOURS, MODELS, done, in_order, legend_below, panels
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,7 +26,7 @@ def _share(table: "pd.DataFrame", attack: str) -> "pd.DataFrame":
 def success_by_attack(record: "Record") -> Figure:
     """Share that complies exactly, a panel a kind of prompt; dots are seeds, bars the Wilson interval of all of them."""
     table = record.tables["success"]
-    models = [m for m in MODELS if m in set(table["model"])]
+    models = in_order(table["model"])
     shown = [*PROMPTS, SHIPPED]
     figure, axes = panels(len(shown), 4, 2.6, 0.3 * len(models) + 0.9, sharey=True, sharex=True)
     for axis, attack in zip(axes, shown):
@@ -48,7 +48,7 @@ def success_by_attack(record: "Record") -> Figure:
 def success_by_k(record: "Record") -> Figure:
     """Success of the soft prompts against their number, both step counts; a line a seed, a panel a model."""
     table = _share(record.tables["success"], "Adv")
-    models = [m for m in MODELS if m in set(table["model"])]
+    models = in_order(table["model"])
     figure, axes = panels(len(models), 4, 2.7, 2.6, sharey=True, sharex=True)
     colours = dict(zip(sorted(set(table["steps"])), (COLOURS["safe"], COLOURS["unsafe"])))
     for axis, model in zip(axes, models):
@@ -106,7 +106,7 @@ def landing(record: "Record", model: str) -> Figure:
     axes[0].set(yticks=range(len(rows)), yticklabels=names)
     axes[0].invert_yaxis()
     figure.suptitle(MODELS[model], fontsize=11)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    legend_below(figure, axes[0], 3)
     return done(figure)
 
 
@@ -115,7 +115,7 @@ def strength(record: "Record") -> Figure:
     table = record.tables["landing"]
     table = table[(table["measure"] == "tau") & (table["subset"] == "all")]
     table = table[~table["attack"].isin(("safe", "unsafe", RANDOM))]
-    models = [m for m in MODELS if m in set(table["model"])]
+    models = in_order(table["model"])
     groups = [
         g for g in dict.fromkeys((attack, steps) for attack, steps, _ in _rows(table)) if g[0] != RANDOM
     ]
@@ -135,7 +135,5 @@ def strength(record: "Record") -> Figure:
         axis.set_title(MODELS[model], fontsize=10)
         axis.set(xlabel="share complying, exact", xlim=(-0.05, 1.05))
     axes[0].set(ylabel="place of the attack by tau\n(-1 unsafe, 1 safe)")
-    figure.legend(
-        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9
-    )
+    legend_below(figure, axes[0], 3, fontsize=9)
     return done(figure)

@@ -7,7 +7,7 @@ import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from safebook.plots import COLOURS, MODELS, done, panels
+from safebook.plots import COLOURS, MODELS, done, in_order, legend_below, panels, rows
 
 if TYPE_CHECKING:
     from safebook.results import Record
@@ -18,21 +18,6 @@ LINES = {
     "unlearning-medium": ("#cc78bc", "-"),
     "benign-medium": ("0.25", "--"),
 }
-
-
-def _models(found) -> list[str]:
-    return [model for model in MODELS if model in set(found)]
-
-
-def _legend(figure: Figure, axis, columns: int = 5) -> None:
-    handles, names = axis.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
-
-
-def _rows(axis, models: list[str]) -> None:
-    axis.set(yticks=range(len(models)), yticklabels=[MODELS[m] for m in models])
-    axis.set_ylim(len(models) - 0.5, -0.5)
-    axis.grid(axis="y", color="0.92")
 
 
 def column_profiles(record: "Record", part: float) -> Figure:
@@ -52,7 +37,7 @@ def column_profiles(record: "Record", part: float) -> Figure:
         axis.set(title=f"layer {layer}", xlabel="share of directions (sorted)", ylim=(0, 1.03))
     axes[0].set_ylabel("length outside C(W)")
     figure.suptitle(f"after {part:.0%} of the run", fontsize=11)
-    _legend(figure, axes[0])
+    legend_below(figure, axes[0], 5, fontsize=9)
     return done(figure)
 
 
@@ -60,7 +45,7 @@ def column_excess(record: "Record") -> Figure:
     """Energy outside the column space minus that of random updates, a dot a layer and seed."""
     table = record.tables["by_layer"]
     table = table[table["part"] == 1].assign(excess=table["energy"] - table["random_energy"])
-    models = _models(table["model"])
+    models = in_order(table["model"])
     figure, axes = plt.subplots(
         1, 2, figsize=(10, 0.34 * len(models) + 1.6), sharey=True, layout="constrained"
     )
@@ -76,8 +61,8 @@ def column_excess(record: "Record") -> Figure:
                 )
         axis.axvline(0, color="0.5", lw=0.8)
         axis.set(title=matrix, xlabel="energy outside C(W), minus random")
-    _rows(axes[0], models)
-    _legend(figure, axes[0], table["layer"].max())
+    rows(axes[0], models)
+    legend_below(figure, axes[0], table["layer"].max(), fontsize=9)
     return done(figure)
 
 
@@ -101,7 +86,7 @@ def column_training(record: "Record") -> Figure:
         axis.plot([], [], ":", color="0.4", label="dotted: its random updates")
         axis.set(xscale="log", xlabel="part of the fine-tuning run (log scale)", ylabel=label)
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    _legend(figure, axes[0])
+    legend_below(figure, axes[0], 5, fontsize=9)
     return done(figure)
 
 
@@ -109,7 +94,7 @@ def minimality(record: "Record") -> Figure:
     """Cumulative energy of the update (mean over layers), and its relative length, a dot a layer and seed."""
     spectra, table = record.tables["spectra"], record.tables["by_layer"]
     table = table[(table["part"] == 1) & (table["matrix"] == "c_fc")]
-    models = _models(table["model"])
+    models = in_order(table["model"])
     figure, axes = plt.subplots(1, 2, figsize=(11, 0.34 * len(models) + 1.6), layout="constrained")
     means = spectra.groupby(["model", "seed", "directions"])["energy"].mean().reset_index()
     for model, (colour, dash) in LINES.items():
@@ -126,14 +111,14 @@ def minimality(record: "Record") -> Figure:
         colour = COLOURS["null"] if model.startswith("benign") else COLOURS["safe"]
         axes[1].plot(values, [y] * len(values), "o", color=colour, ms=5, alpha=0.7)
     axes[1].set(xlabel="length of the update / length of the pretrained weight")
-    _rows(axes[1], models)
+    rows(axes[1], models)
     return done(figure)
 
 
 def row_ratios(record: "Record") -> Figure:
     """log2 of unsafe over safe, a dot a layer and seed, with the range of random updates behind it."""
     table = record.tables["layers"]
-    models, count = _models(table["model"]), table["layer"].max()
+    models, count = in_order(table["model"]), table["layer"].max()
     figure, axes = plt.subplots(
         1, 2, figsize=(10.5, 0.42 * len(models) + 1.6), sharey=True, layout="constrained"
     )
@@ -159,8 +144,8 @@ def row_ratios(record: "Record") -> Figure:
         axis.axvline(0, color="0.5", lw=0.8)
         axis.axvline(1, color="0.5", lw=0.8, ls=":")
         axis.set(title=title, xlabel="log2 (unsafe / safe)")
-    _rows(axes[0], models)
-    _legend(figure, axes[0], count + 1)
+    rows(axes[0], models)
+    legend_below(figure, axes[0], count + 1, fontsize=9)
     return done(figure)
 
 
@@ -192,7 +177,7 @@ def row_directions(record: "Record", model: str) -> Figure:
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0].set_ylabel("sigma |v·a| / |a|")
     figure.suptitle(MODELS[model], fontsize=11)
-    _legend(figure, axes[0])
+    legend_below(figure, axes[0], 5, fontsize=9)
     return done(figure)
 
 
@@ -219,5 +204,5 @@ def row_training(record: "Record") -> Figure:
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes[0].axhline(0, color="0.5", lw=0.8)
     axes[1].set_yscale("log")
-    _legend(figure, axes[0])
+    legend_below(figure, axes[0], 5, fontsize=9)
     return done(figure)

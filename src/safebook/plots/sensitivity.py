@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from safebook.plots import COLOURS, MODELS, done
+from safebook.plots import COLOURS, MODELS, done, in_order
 
 if TYPE_CHECKING:
     from safebook.results import Record
@@ -15,13 +15,9 @@ if TYPE_CHECKING:
 KINDS = (("safe", "o", -0.14), ("unsafe", "*", 0.14))
 
 
-def _models(record: "Record") -> list[str]:
-    return [m for m in MODELS if m in set(record.frame("median_sensitivity")["model"])]
-
-
 def medians_by_model(record: "Record") -> Figure:
     """Median sensitivity of safe and unsafe prompts, plain and over the logit spread, and their ratio; a dot a seed."""
-    models = _models(record)
+    models = in_order(record.frame("median_sensitivity")["model"])
     frame = record.frame("median_sensitivity")
     labels = {
         "plain": "median sensitivity\n(logits per unit of embedding)",

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from safebook.plots import COLOURS, MODELS, done, panels
+from safebook.plots import COLOURS, MODELS, done, in_order, legend_below, panels
 
 if TYPE_CHECKING:
     from safebook.results import Record
@@ -44,7 +44,7 @@ def order_by_variant(record: "Record") -> Figure:
 def own_mean(record: "Record", variants: tuple[str, ...]) -> Figure:
     """Share of prompts nearer to the mean of their own kind, a panel a variant, a row a model, a dot a seed."""
     table = record.tables["variants"]
-    models = [m for m in MODELS if m in set(table["model"])]
+    models = in_order(table["model"])
     figure, axes = plt.subplots(
         1, len(variants), figsize=(11, 0.34 * len(models) + 1.2), sharey=True, layout="constrained"
     )
@@ -72,7 +72,7 @@ def by_position(record: "Record") -> Figure:
     table = record.tables["variants"]
     table = table[table["variant"].str.startswith("position ")]
     table = table.assign(position=table["variant"].str.removeprefix("position ").astype(int))
-    models = [m for m in MODELS if m in set(table["model"])]
+    models = in_order(table["model"])
     figure, axes = panels(len(models), columns=3, height=2.2, sharex=True, sharey=True)
     for axis, model in zip(axes, models):
         for _, line in table[table["model"] == model].groupby("seed"):
@@ -88,7 +88,7 @@ def by_position(record: "Record") -> Figure:
 def k_means(record: "Record") -> Figure:
     """Agreement of two clusters found without labels with safe and unsafe, with shuffled labels beside it."""
     frame = record.frame("k_means_agreement")
-    models = [m for m in MODELS if m in set(frame["model"])]
+    models = in_order(frame["model"])
     distances = list(dict.fromkeys(frame["distance"]))
     figure, axes = plt.subplots(
         1, len(distances), figsize=(8.5, 0.34 * len(models) + 1.6), sharey=True, layout="constrained"
@@ -110,16 +110,14 @@ def k_means(record: "Record") -> Figure:
         axis.grid(axis="y", color="0.92")
     axes[0].set_yticks(range(len(models)), [MODELS[m] for m in models])
     axes[0].invert_yaxis()
-    figure.legend(
-        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=9
-    )
+    legend_below(figure, axes[0], 2, fontsize=9)
     return done(figure)
 
 
 def tau_by_prompts(record: "Record") -> Figure:
     """Mean tau of each kind of prompt at the last layer, a panel a model, a dot a seed, bars one standard deviation."""
     table = record.tables["tau_by_prompts"]
-    models = [m for m in MODELS if m in set(table["model"])]
+    models = in_order(table["model"])
     kinds = list(table["prompts"].drop_duplicates())
     figure, axes = panels(len(models), columns=3, height=2.2, sharey=True)
     for axis, model in zip(axes, models):

@@ -72,7 +72,15 @@ def confound(record: "Record") -> Figure:
     for axis, (world, against) in zip(axes, pairs):
         part = table[(table["world"] == world) & (table["against"] == against)]
         sns.lineplot(
-            part, x="ngram", y="called_unsafe", hue="text", style="text", markers=True, dashes=False, ax=axis
+            part,
+            x="ngram",
+            y="called_unsafe",
+            hue="text",
+            style="text",
+            markers=True,
+            dashes=False,
+            ax=axis,
+            errorbar=("pi", 100),  # the range over seeds: a bootstrap would draw another band every time
         )
         axis.set(
             title=f"{world} world, trained on {names[against]}",

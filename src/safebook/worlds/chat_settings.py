@@ -12,7 +12,7 @@ KINDS = ("harmful", "benign", "borderline")
 
 @dataclass(frozen=True)
 class ChatSettings:
-    """The defaults are the laptop's: some 480 words, 2,880 pairs, sequences of about 45 tokens."""
+    """The defaults are the laptop's: some 480 words, 2,880 pairs, sequences of about 40 tokens."""
 
     operators: int = 16
     categories: int = 11  # restricted categories, as many as HEx-PHI has
