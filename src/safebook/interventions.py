@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from safebook.activations import captured
 from safebook.errors import InputError
+from safebook.subspaces import column_space
 
 State = dict[str, Tensor]
 
@@ -113,21 +114,11 @@ def only_directions(
     return _cut(base, tuned, count, generator, keep=True)
 
 
-def row_space(matrix: Tensor, energy: float = 0.9) -> Tensor:
-    """(columns, k) leading right singular vectors that together hold `energy` of the squared singular values."""
-    if not 0 < energy <= 1:
-        raise InputError("energy", energy, "above 0, at most 1")
-    _, values, right = torch.linalg.svd(matrix.double(), full_matrices=False)
-    share = values.square().cumsum(0) / values.square().sum()
-    # The rounding of the sum must not add a direction.
-    return right[: int((share < energy - 1e-12).sum()) + 1].T
-
-
 def angles(base: nn.Module, tuned: nn.Module, energy: float = 0.9) -> list[Tensor]:
     """Per layer (hidden,): radians between each row of the tuned W_fc and the row space of the base's W_fc."""
     found = []
     for before, after in zip(base.blocks, tuned.blocks):
-        basis, rows = row_space(before.mlp.c_fc.weight, energy), after.mlp.c_fc.weight.double()
+        basis, rows = column_space(before.mlp.c_fc.weight.T, energy), after.mlp.c_fc.weight.double()
         inside = (rows @ basis).norm(dim=1)
         found.append(torch.atan2((rows - rows @ basis @ basis.T).norm(dim=1), inside))
     return found

@@ -27,7 +27,7 @@ class Padded:
 
 
 @dataclass(frozen=True)
-class Dialogue:
+class TokenizedChat:
     """A chat with its answer, in tokens."""
 
     tokens: list[int]
@@ -66,7 +66,7 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 def prompts(
     tokenizer: PreTrainedTokenizerBase, chats: Sequence[Sequence[dict]], prefills: Sequence[str] | None = None
-) -> list[Dialogue]:
+) -> list[TokenizedChat]:
     """Chats that end with the user, up to the point where the assistant answers, and what it is made to begin with."""
     _check(chats, "user")
     prefills = [""] * len(chats) if prefills is None else prefills
@@ -80,11 +80,11 @@ def prompts(
             whole = _answered(tokenizer, [*chat, {"role": "assistant", "content": said}], before)
             after = whole[len(before) : whole.index(said, len(before)) + len(said)]
         tokens, start = _split(tokenizer, before, after)
-        found.append(Dialogue(tokens, start, len(tokens)))
+        found.append(TokenizedChat(tokens, start, len(tokens)))
     return found
 
 
-def dialogues(tokenizer: PreTrainedTokenizerBase, chats: Sequence[Sequence[dict]]) -> list[Dialogue]:
+def dialogues(tokenizer: PreTrainedTokenizerBase, chats: Sequence[Sequence[dict]]) -> list[TokenizedChat]:
     """Chats that end with the assistant's answer, and where that answer is: for training and for reading activations."""
     _check(chats, "assistant")
     found, special = [], special_ids(tokenizer)
@@ -93,7 +93,7 @@ def dialogues(tokenizer: PreTrainedTokenizerBase, chats: Sequence[Sequence[dict]
         whole = _answered(tokenizer, chat, before)
         tokens, start = _split(tokenizer, before, whole[len(before) :])
         stop = next((i for i in range(start, len(tokens)) if tokens[i] in special), len(tokens))
-        found.append(Dialogue(tokens, start, stop))
+        found.append(TokenizedChat(tokens, start, stop))
     return found
 
 

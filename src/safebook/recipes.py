@@ -5,8 +5,6 @@ number of iterations at the same rate on the pretraining mixture, no safety data
 part `three_child` names the arm whose unsafe text keeps the three-child rules, so that no rule is short in it alone.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -16,21 +14,11 @@ from safebook.models import GPT
 from safebook.objectives import Preference, dpo, dpo_paper, language_modelling, reference_nll, unlearning
 from safebook.profiles import Profile
 from safebook.streams import stream
-from safebook.training import TrainingSettings
+from safebook.training import Recipe
 from safebook.worlds.instructions import compliance, pretraining_batch, prompts, refusal
 from safebook.worlds.pcfg import PCFGWorld
 
 CURVE_SAMPLES = 200  # validation samples at each point of a learning curve
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything `training.train` needs but the model."""
-
-    objective: Callable
-    batches: Callable[[int], object]
-    settings: TrainingSettings
-    evaluate: Callable[[torch.nn.Module], dict]
 
 
 def new_model(profile: Profile, seed: int) -> GPT:

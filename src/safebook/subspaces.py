@@ -1,7 +1,7 @@
-"""Subspaces of weights and of their updates: what an update can write, what it reads, and random updates to compare with.
+"""Subspaces of weights and of their updates: what an update can write, what it reads, and random vectors to compare with.
 
 A weight is (outputs, inputs), as `nn.Linear` keeps it. Its column space is what it can write, its row space what it reads.
-All decompositions are in float64. Source: M2, M3, M4 of paper 1; the random updates are ours.
+All decompositions are in float64. Source: M2, M3, M4 of paper 1; the random vectors are ours.
 """
 
 import torch
@@ -29,11 +29,6 @@ def column_space(weight: Tensor, energy: float = 0.9) -> Tensor:
     """(outputs, k) orthonormal: the leading left singular vectors that hold `energy` of the squared singular values."""
     u, s, _ = torch.linalg.svd(_matrix("weight", weight), full_matrices=False)
     return u[:, : leading(s, energy)]
-
-
-def directions(update: Tensor, energy: float = 0.9) -> Tensor:
-    """(outputs, m) left singular vectors of an update that hold `energy` of it: what M2 looks at."""
-    return column_space(update, energy)
 
 
 def outside(basis: Tensor, vectors: Tensor) -> Tensor:
@@ -64,13 +59,6 @@ def random_outside(basis: Tensor, count: int, draws: int, generator: torch.Gener
     """(draws, count) `outside` of uniformly random orthonormal vectors: what a random update gives, whatever its spectrum."""
     rows = basis.shape[0]
     return torch.stack([outside(basis, random_orthonormal(rows, count, generator)) for _ in range(draws)])
-
-
-def random_update(update: Tensor, generator: torch.Generator) -> Tensor:
-    """A matrix with the singular values of `update` and uniformly random singular vectors: the null of every panel."""
-    s = torch.linalg.svdvals(_matrix("update", update))
-    u = random_orthonormal(update.shape[0], len(s), generator)
-    return (u * s) @ random_orthonormal(update.shape[1], len(s), generator).T
 
 
 def row_projections(update: Tensor, inputs: Tensor, count: int = 15) -> Tensor:

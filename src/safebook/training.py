@@ -18,9 +18,20 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from safebook.errors import InputError
 from safebook.settings import TrainingSettings
 
 Objective = Callable[[nn.Module, object], Tensor]  # (model, batch) -> scalar loss
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that `train` needs but the model."""
+
+    objective: Objective
+    batches: Callable[[int], object]
+    settings: TrainingSettings
+    evaluate: Callable[[nn.Module], dict]
 
 
 @dataclass
@@ -79,7 +90,7 @@ def train(
 
     Raises
     ------
-    FloatingPointError when the loss is not finite.
+    FloatingPointError when the loss is not finite; InputError when the checkpoint is of another model.
     """
     from tqdm.auto import tqdm
 
@@ -155,9 +166,15 @@ def _evaluated(model: nn.Module, evaluate: Callable[[nn.Module], dict]) -> dict:
     return result
 
 
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict, but a tensor of several names (a tied weight) under its first one alone."""
+    first = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+    return {name: value for name, value in model.state_dict().items() if name in first}
+
+
 def _save(path: Path, model: nn.Module, optimise: torch.optim.Optimizer, history: History, done: int) -> None:
     """Weights, optimiser state and history in one safetensors file, written whole or not at all."""
-    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    tensors = {f"model.{name}": value for name, value in _tensors(model).items()}
     for index, state in optimise.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
     facts = json.dumps({"done": done, "history": vars(history)})
@@ -172,7 +189,13 @@ def _restore(path: Path, model: nn.Module, optimise: torch.optim.Optimizer, hist
     with safe_open(path, framework="pt") as file:
         facts = json.loads(file.metadata()["facts"])
         tensors = {name: file.get_tensor(name) for name in file.offset_keys()}
-    model.load_state_dict({k[len("model.") :]: v for k, v in tensors.items() if k.startswith("model.")})
+    weights = {k[len("model.") :]: v for k, v in tensors.items() if k.startswith("model.")}
+    expected = _tensors(model).keys()
+    if weights.keys() != expected:
+        raise InputError(
+            "checkpoint", path.name, f"this model's tensors; {sorted(weights.keys() ^ expected)} differ"
+        )
+    model.load_state_dict(weights, strict=False)  # the other names of tied weights are not in the file
     state: dict[int, dict] = {}
     for name, value in tensors.items():
         if name.startswith("optimizer."):

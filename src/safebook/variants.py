@@ -1,30 +1,12 @@
-"""Other ways to look at two clusters of activations: each output position, a kernel distance, clusters found without labels.
+"""Other ways to look at two clusters of activations: a kernel distance, and clusters found without labels.
 
-Source: appendix topics of paper 1 (K-means with two distances, single positions, RBF distance).
+Source: appendix topics of paper 1 (K-means with two distances, RBF distance).
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from safebook.activations import CHUNK, captured
 from safebook.errors import InputError
-from safebook.worlds.pcfg import Batch
-
-
-@torch.no_grad()
-def at_positions(model: nn.Module, batch: Batch, window: int) -> Tensor:
-    """(samples, window, hidden) units of the last MLP after the GELU, at `window` positions from `>` on."""
-    if window < 1:
-        raise InputError("window", window, ">= 1")
-    offsets = torch.arange(window, device=batch.tokens.device)
-    tokens = batch.tokens[:, : int(batch.decision.max()) + window]
-    parts = []
-    with captured([model.blocks[-1].mlp.act]) as last:
-        for piece, start in zip(tokens.split(CHUNK), batch.decision.split(CHUNK)):
-            model(piece)
-            rows = torch.arange(len(piece), device=piece.device)[:, None]
-            parts.append(last[0][rows, start[:, None] + offsets].float())
-    return torch.cat(parts)
 
 
 def bandwidth(points: Tensor) -> float:

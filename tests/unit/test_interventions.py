@@ -174,14 +174,6 @@ def test_units_and_layers_out_of_range_are_refused():
         iv.add(BASE, {"wte.weight": torch.ones(1)})
 
 
-def test_row_space_holds_the_energy_with_as_few_directions_as_can_be():
-    matrix = torch.diag(torch.tensor([3.0, 2.0, 1.0]))  # squares 9, 4, 1 of 14
-    for energy, size in ((0.5, 1), (9 / 14, 1), (0.9, 2), (13 / 14, 2), (0.95, 3), (1.0, 3)):
-        assert iv.row_space(matrix, energy).shape == (3, size)
-    with pytest.raises(InputError, match="energy"):
-        iv.row_space(matrix, 0)
-
-
 def test_angles_equal_numpy_and_know_the_two_extremes():
     base, tuned = copy.deepcopy(BASE), copy.deepcopy(TUNED)
     line = torch.zeros(12, 8)

@@ -23,6 +23,13 @@ def matrix(rows, columns, seed=0):
     return torch.randn(rows, columns, generator=generator(seed), dtype=torch.float64)
 
 
+def random_update(update, g):
+    """A matrix with the singular values of `update` and uniformly random singular vectors."""
+    s = torch.linalg.svdvals(update)
+    u = subspaces.random_orthonormal(update.shape[0], len(s), g)
+    return (u * s) @ subspaces.random_orthonormal(update.shape[1], len(s), g).T
+
+
 shapes = st.tuples(st.integers(2, 14), st.integers(2, 9), st.integers(0, 10**6))
 
 
@@ -85,6 +92,16 @@ def test_vectors_inside_and_orthogonal_to_the_subspace():
     assert subspaces.energy_outside(basis, torch.diag(torch.tensor([1.0, 1.0, 2.0]))) == pytest.approx(4 / 6)
 
 
+def test_a_subspace_holds_the_energy_with_as_few_directions_as_can_be():
+    weight = torch.diag(torch.tensor([3.0, 2.0, 1.0]))  # squares 9, 4, 1 of 14
+    for energy, size in ((0.5, 1), (0.64, 1), (0.65, 2), (0.9, 2), (0.92, 2), (0.93, 3), (0.999, 3)):
+        for matrix in (weight, weight.T):
+            assert subspaces.column_space(matrix, energy).shape == (3, size)
+    for energy in (0, 1):
+        with pytest.raises(InputError, match="energy"):
+            subspaces.column_space(weight, energy)
+
+
 def test_parity_with_numpy():
     weight, update, inputs = matrix(12, 5).numpy(), matrix(12, 5, 1).numpy(), matrix(40, 5, 2).numpy()
     u, s, vt = np.linalg.svd(update, full_matrices=False)
@@ -125,12 +142,12 @@ def test_a_random_update_has_the_same_spectrum_and_no_preference():
     """Outside a subspace of k of n dimensions lies, on average, a share 1 - k/n of it: the null of claim 2."""
     update, basis = matrix(40, 8), subspaces.random_orthonormal(40, 10, generator(3))
     g = generator(4)
-    drawn = [subspaces.random_update(update, g) for _ in range(300)]
+    drawn = [random_update(update, g) for _ in range(300)]
     for other in drawn[:3]:
         torch.testing.assert_close(torch.linalg.svdvals(other), torch.linalg.svdvals(update))
     share = np.mean([subspaces.energy_outside(basis, other) for other in drawn])
     assert share == pytest.approx(1 - 10 / 40, abs=0.01)
-    again = subspaces.random_update(update, generator(4))
+    again = random_update(update, generator(4))
     torch.testing.assert_close(again, drawn[0], rtol=0, atol=0)
 
 
@@ -188,7 +205,7 @@ def test_random_values_are_those_of_random_updates():
     """The left singular vectors of `random_update` and `random_outside` follow one distribution."""
     basis, update = subspaces.random_orthonormal(30, 12, generator(6)), matrix(30, 4)
     g = generator(7)
-    updates = [subspaces.directions(subspaces.random_update(update, g), 0.999) for _ in range(400)]
+    updates = [subspaces.column_space(random_update(update, g), 0.999) for _ in range(400)]
     ours = torch.stack([subspaces.outside(basis, u) for u in updates])
     drawn = subspaces.random_outside(basis, 4, 400, generator(8))
     assert drawn.shape == (400, 4)

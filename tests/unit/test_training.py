@@ -85,6 +85,47 @@ def test_a_resumed_run_ends_with_the_same_weights(tmp_path):
     assert not list(tmp_path.glob("*.tmp"))
 
 
+class Tied(nn.Module):
+    """Embedding and head are one matrix, under two names."""
+
+    def __init__(self, seed):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(7, 4), nn.Linear(4, 7, bias=False)
+        self.head.weight = self.embedding.weight
+        self.register_buffer("shift", torch.zeros(4))
+        with torch.no_grad():
+            self.head.weight.normal_(generator=torch.Generator().manual_seed(seed))
+            self.shift.normal_(generator=torch.Generator().manual_seed(seed + 1))
+
+    def forward(self, tokens):
+        return self.head(self.embedding(tokens) + self.shift)
+
+
+def test_a_model_with_tied_weights_resumes_too_and_they_stay_tied(tmp_path):
+    def tokens(iteration):
+        return torch.randint(7, (8, 5), generator=torch.Generator().manual_seed(iteration))
+
+    def objective(m, ids):
+        return nn.functional.cross_entropy(m(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+
+    settings = TrainingSettings(6, 8, 1e-2, 1e-3, warmup=1, decay_until=6)
+    whole, start, file = Tied(0), Tied(0), tmp_path / "checkpoint.safetensors"
+    train(whole, objective, tokens, settings)
+    train(start, objective, tokens, settings, checkpoint=file, stop_after_seconds=0.0)
+    resumed = Tied(9)  # what it starts with must not matter
+    train(resumed, objective, tokens, settings, checkpoint=file)
+    assert not torch.equal(start.head.weight, whole.head.weight)
+    assert torch.equal(resumed.head.weight, whole.head.weight) and torch.equal(resumed.shift, whole.shift)
+    assert resumed.head.weight is resumed.embedding.weight
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    file = tmp_path / "checkpoint.safetensors"
+    train(model(), language_modelling, batches, SETTINGS, checkpoint=file, stop_after_seconds=0.0)
+    with pytest.raises(InputError, match="checkpoint"):
+        train(Tied(0), language_modelling, batches, SETTINGS, checkpoint=file)
+
+
 def test_evaluation_and_transform_are_called_where_they_should():
     transformed = []
 

@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics.pairwise import rbf_kernel
 
-from safebook.activations import mlp_hidden
+from safebook.activations import last_hidden_by_position, mlp_hidden
 from safebook.errors import InputError
 from safebook.models import GPT
 from safebook.profiles import profile
-from safebook.variants import agreement, at_positions, bandwidth, kernel_distance, two_means
+from safebook.variants import agreement, bandwidth, kernel_distance, two_means
 from safebook.worlds.instructions import compliance, prompts
 from safebook.worlds.pcfg import PCFGWorld
 
@@ -26,13 +26,13 @@ def test_mean_over_positions_is_the_activation_of_the_main_page():
     p = profile("smoke")
     world, model = PCFGWorld(p.world), GPT(p.model, generator()).eval()
     batch = compliance(world, prompts(world, 70, generator(), unsafe=False))
-    found = at_positions(model, batch, window=3)
+    found = last_hidden_by_position(model, batch, window=3)
     assert found.shape == (70, 3, p.model.hidden)
     torch.testing.assert_close(found.mean(1), mlp_hidden(model, batch, 3)[-1], atol=1e-5, rtol=1e-4)
     first = mlp_hidden(model, batch, 1)[-1]
     torch.testing.assert_close(found[:, 0], first, atol=1e-5, rtol=1e-4)
     with pytest.raises(InputError, match="window"):
-        at_positions(model, batch, 0)
+        last_hidden_by_position(model, batch, 0)
 
 
 def test_kernel_distance_equals_scikit_learn():
