@@ -8,7 +8,8 @@ c_i. With n >= 3 seeds:
     value holds       interval of v excludes the null on the claimed side, and the mean reaches the threshold
     control holds     interval of v - c excludes 0 on the claimed side, or there is no control
 
-    matches                             paper size, and the reported value is in mean +- t s sqrt(1 + 1/n)
+    matches                             paper size, in the paper's own setting (`comparable`), and the reported
+                                        value is in mean +- t s sqrt(1 + 1/n)
     same direction                      value and control hold
     not distinguishable from control    the value holds, the control does not
     differs                             otherwise
@@ -55,13 +56,14 @@ class Reported(_Row):
     value: Number | None
     source: str
     trust: str
+    comparable: bool = True  # is our paper size the setting in which the paper measured it?
 
 
 class Claim(_Row):
     """One row of data/claims.yaml."""
 
     id: str
-    paper: Literal["pcfg", "safetylock", "spf", "synthesis"]
+    paper: Literal["pcfg", "llama", "safetylock", "spf", "synthesis"]
     source: str  # figure, table or observation of the paper
     statement: str  # the claim, in our words
     statistic: str  # what is measured, in words
@@ -165,7 +167,7 @@ def judge(claim: Claim, size: str, values: Mapping[int, float], controls: Mappin
     if claim.control is not None and len(pairs) < MIN_SEEDS:
         reason = f"{_seeds(pairs)} with a control, a verdict needs {MIN_SEEDS}"
         return result | {"verdict": NOT_MEANINGFUL, "reason": reason}
-    reported = claim.reported.value
+    reported = claim.reported.value if claim.reported.comparable else None
     if size == "paper" and reported is not None and abs(reported - measured.mean) <= measured.spread:
         return result | {"verdict": MATCHES}
     holds = measured.excludes(claim.null, claim.direction)

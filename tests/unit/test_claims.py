@@ -100,6 +100,8 @@ def test_matches_only_at_paper_size_and_within_the_prediction_interval():
     # mean 6, s 1: the next seed lies within 6 +- 4.97
     reported = {"value": 10.9, "source": "Fig. 3", "trust": "read off"}
     assert verdict((5, 6, 7), size="paper", reported=reported)["verdict"] == "matches"
+    other_setting = reported | {"comparable": False}
+    assert verdict((5, 6, 7), size="paper", reported=other_setting)["verdict"] != "matches"
     assert verdict((5, 6, 7), size="laptop", reported=reported)["verdict"] == "same direction"
     assert (
         verdict((5, 6, 7), size="paper", reported=reported | {"value": 11.0})["verdict"] == "same direction"
