@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from safebook import parameters, registry
+from safebook import lock_cli, parameters, registry
 from safebook.errors import InputError
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -87,6 +87,8 @@ def _parser() -> argparse.ArgumentParser:
     command = add("run-registered", _run_registered, "Run one registered run into results/<size>/<run>/.")
     command.add_argument("run")
     add_size(command)
+
+    lock_cli.add(commands)
     return parser
 
 
