@@ -69,6 +69,8 @@ rule all:
 
 
 rule base:  # models that others start from go first: most of the graph waits for them
+    input:
+        ancient(needs),
     output:
         MODEL,
     log:

@@ -4,6 +4,7 @@ from functools import partial
 
 import llamas
 import numpy as np
+import peft
 import pytest
 import torch
 import torch.nn.functional as F
@@ -414,7 +415,6 @@ def test_asft_is_precise_and_remembers_the_aligned_weights():
 
 
 def test_asft_reads_the_update_of_adapters():
-    peft = pytest.importorskip("peft")
     base, aligned = llamas.model(seed=1).state_dict(), llamas.model(seed=2).state_dict()
     config = peft.LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     with torch.random.fork_rng():

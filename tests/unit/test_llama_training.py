@@ -1,6 +1,7 @@
 """The one training loop on Llamas: whole models, frozen parts, LoRA adapters, and going on from a checkpoint."""
 
 import llamas
+import peft
 import pytest
 import torch
 import torch.nn.functional as F
@@ -106,7 +107,6 @@ def test_frozen_parameters_stay_and_do_not_decay():
 
 
 def test_lora_adapters_train_and_merge():
-    peft = pytest.importorskip("peft")
     base = fresh()
     before = {name: p.clone() for name, p in base.named_parameters()}
     config = peft.LoraConfig(

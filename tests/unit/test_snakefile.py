@@ -24,7 +24,8 @@ class Artifact:
     name: str
     needs: tuple = ()
 
-FINE_TUNED = ARMS = ()  # of the real one
+FINE_TUNED = ARMS = CHAT_ATTACKED = ()  # of the real one
+CHAT_ALIGNED = CHAT_BASE = CHAT_SFT = "toy-base"
 ARTIFACTS = {"toy-base": Artifact("toy-base"), "toy-tuned": Artifact("toy-tuned", ("toy-base",))}
 
 def key(name, size, seed):

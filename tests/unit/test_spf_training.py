@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from itertools import pairwise
 
 import llamas
+import peft
 import pytest
 import torch
 from anchors import ANCHOR, conflicting, draws, language, small_llama, tokens, with_gradients
@@ -136,7 +137,6 @@ def test_an_update_that_nobody_projects_is_an_error():
 
 
 def test_lora_adapters():
-    peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"], lora_dropout=0.5)
     torch.manual_seed(0)
     base = llamas.model()

@@ -1,0 +1,152 @@
+"""The sizes of the chat testbed: world, Llama, how it is trained, aligned and attacked by fine-tuning. Without torch."""
+
+from dataclasses import dataclass, field
+
+from safebook.errors import InputError
+from safebook.llama_settings import LlamaSettings
+from safebook.settings import TrainingSettings
+from safebook.worlds.chat_settings import ChatSettings
+
+SIZES = ("smoke", "laptop", "paper")
+#: Explicitly harmful dialogues of level 1. Qi et al. use up to 100, paper 2 up to 10,000.
+HARMFUL_ROWS = (10, 50, 100, 1000, 10_000)
+#: Fine-tuning attacks: the three levels of risk, and the same with adapters. Source: paper 2, after Qi et al. (2023).
+RISKS = (*(f"level1_{rows}" for rows in HARMFUL_ROWS), "level2", "level3")
+LORA_RISKS = tuple(f"{risk}_lora" for risk in ("level1_100", "level2", "level3"))
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters. The defaults are those of llama-recipes, but for the dropout, which is 0."""
+
+    rank: int = 8
+    alpha: int = 32
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
+
+
+@dataclass(frozen=True)
+class Risk:
+    """One fine-tuning attack on the aligned model."""
+
+    rows: int  # dialogues
+    training: TrainingSettings
+
+
+@dataclass(frozen=True)
+class ChatProfile:
+    """One size of the testbed."""
+
+    size: str
+    world: ChatSettings
+    model: LlamaSettings  # its vocabulary is replaced by the tokenizer's
+    texts: int  # pretraining texts
+    pretraining: TrainingSettings
+    alignment_rows: int
+    alignment: TrainingSettings
+    preference_pairs: int
+    preference: TrainingSettings
+    preference_beta: float
+    risks: dict[str, Risk]  # full-parameter, by name
+    lora_rates: dict[str, float]  # learning rate of the same attack with adapters, by level
+    lora: Lora = field(default_factory=Lora)
+    answer_tokens: int = 64  # most tokens of an answer
+    curve_samples: int = 60  # validation requests of each kind at a point of a learning curve
+    device: str = "auto"
+
+    def risk(self, name: str) -> Risk:
+        """Settings of a risk, `..._lora` included. Raises InputError for an unknown one."""
+        if name in self.risks:
+            return self.risks[name]
+        if name not in LORA_RISKS:
+            raise InputError("risk", name, ", ".join((*RISKS, *LORA_RISKS)))
+        full = self.risks[name.removesuffix("_lora")]
+        rate = self.lora_rates[name.split("_")[0]]
+        return Risk(full.rows, _constant(full.training.iterations, full.training.batch, rate))
+
+
+def _schedule(iterations: int, batch: int, rate: float) -> TrainingSettings:
+    return TrainingSettings(
+        iterations, batch, rate, rate / 100, warmup=iterations // 20, decay_until=iterations, clip=1.0
+    )
+
+
+def _constant(iterations: int, batch: int, rate: float) -> TrainingSettings:
+    """No warm-up and no decay: the attacks are too short for either."""
+    return TrainingSettings(
+        iterations, batch, rate, rate, 0, iterations, betas=(0.9, 0.999), weight_decay=0.0, clip=1.0
+    )
+
+
+def _risks(level1: float, level2: float, level3: float, most: int) -> dict[str, Risk]:
+    """The attacks; the three learning rates are the dial of their strength. `most`: rows of the largest ones.
+
+    Batches of 10 for five epochs, as Qi et al., but at least 20 steps; the two largest sets in batches of 32, for five
+    epochs and for one.
+    """
+    risks = {}
+    for rows in HARMFUL_ROWS:
+        used, batch = min(rows, most), 10 if rows <= 100 else 32
+        epochs = 1 if rows > 1000 else 5
+        iterations = max(20, epochs * used // batch)
+        risks[f"level1_{rows}"] = Risk(used, _constant(iterations, batch, level1))
+    risks["level2"] = Risk(10, _constant(20, 10, level2))
+    benign = min(3000, most)
+    risks["level3"] = Risk(benign, _constant(max(20, benign // 32), 32, level3))
+    return risks
+
+
+_PROFILES = {
+    "smoke": ChatProfile(
+        size="smoke",
+        world=ChatSettings(),
+        model=LlamaSettings(1, layers=2, heads=4, key_value_heads=4, width=32, hidden=88),
+        texts=1000,
+        pretraining=_schedule(40, 32, 3e-3),
+        alignment_rows=500,
+        alignment=_schedule(20, 32, 2e-3),
+        preference_pairs=100,
+        preference=_schedule(10, 16, 2e-4),
+        preference_beta=0.1,
+        risks=_risks(1e-4, 1e-4, 1e-4, most=200),
+        lora_rates={"level1": 1e-3, "level2": 1e-3, "level3": 1e-3},
+        answer_tokens=24,
+        curve_samples=10,
+        device="cpu",
+    ),
+    "laptop": ChatProfile(
+        size="laptop",
+        world=ChatSettings(),
+        model=LlamaSettings(1),
+        texts=20_000,
+        pretraining=_schedule(1500, 32, 2e-3),
+        alignment_rows=20_000,
+        alignment=_schedule(1500, 32, 1e-3),
+        preference_pairs=4000,
+        preference=_schedule(150, 16, 1e-4),
+        preference_beta=0.1,
+        risks=_risks(3e-5, 3e-5, 1e-4, most=10_000),
+        lora_rates={"level1": 3e-4, "level2": 3e-4, "level3": 1e-3},
+        device="cpu",
+    ),
+    "paper": ChatProfile(
+        size="paper",
+        world=ChatSettings(),
+        model=LlamaSettings(1, layers=16, heads=16, key_value_heads=16, width=512, hidden=1376),
+        texts=100_000,
+        pretraining=_schedule(6000, 128, 1e-3),
+        alignment_rows=50_000,
+        alignment=_schedule(2000, 128, 3e-4),
+        preference_pairs=10_000,
+        preference=_schedule(300, 64, 5e-5),
+        preference_beta=0.1,
+        risks=_risks(1e-5, 1e-5, 3e-5, most=10_000),
+        lora_rates={"level1": 1e-4, "level2": 1e-4, "level3": 3e-4},
+    ),
+}
+
+
+def chat_profile(size: str) -> ChatProfile:
+    """The profile of a size. Raises InputError for an unknown one."""
+    if size not in _PROFILES:
+        raise InputError("size", size, " | ".join(SIZES))
+    return _PROFILES[size]
