@@ -9,12 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from safebook.llama_activations import decoder
+from safebook.llama_activations import decoder, input_device
 from safebook.worlds.chat_tokens import ChatBatch, pair
 
 
 def token_losses(model: nn.Module, batch: ChatBatch) -> Tensor:
-    """(masked targets,) cross-entropies in nats, rows in order. The head runs on masked positions only."""
+    """(masked targets,) cross-entropies in nats, rows in order. The head runs on masked positions only.
+
+    The batch may lie elsewhere than the model: batches of words are small, models are not moved for them.
+    """
+    batch = batch.to(input_device(model))
     states = decoder(model)(input_ids=batch.tokens[:, :-1]).last_hidden_state[batch.loss_mask]
     logits = model.get_output_embeddings()(states).float()
     return F.cross_entropy(logits, batch.tokens[:, 1:][batch.loss_mask], reduction="none")
@@ -22,8 +26,8 @@ def token_losses(model: nn.Module, batch: ChatBatch) -> Tensor:
 
 def answer_nll(model: nn.Module, batch: ChatBatch) -> Tensor:
     """(batch,) summed cross-entropy of each answer, nats."""
-    rows = torch.arange(len(batch), device=batch.tokens.device).repeat_interleave(batch.loss_mask.sum(1))
     losses = token_losses(model, batch)
+    rows = torch.arange(len(batch)).repeat_interleave(batch.loss_mask.sum(1).cpu()).to(losses.device)
     return torch.zeros(len(batch), device=losses.device).index_add(0, rows, losses)
 
 
