@@ -4,15 +4,11 @@ from dataclasses import dataclass, field
 
 from safebook.errors import InputError
 from safebook.llama_settings import LlamaSettings
+from safebook.risks import HARMFUL_ROWS, LORA_RISKS, RISKS
 from safebook.settings import TrainingSettings
 from safebook.worlds.chat_settings import ChatSettings
 
 SIZES = ("smoke", "laptop", "paper")
-#: Explicitly harmful dialogues of level 1. Qi et al. use up to 100, paper 2 up to 10,000.
-HARMFUL_ROWS = (10, 50, 100, 1000, 10_000)
-#: Fine-tuning attacks: the three levels of risk, and the same with adapters. Source: paper 2, after Qi et al. (2023).
-RISKS = (*(f"level1_{rows}" for rows in HARMFUL_ROWS), "level2", "level3")
-LORA_RISKS = tuple(f"{risk}_lora" for risk in ("level1_100", "level2", "level3"))
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safebook import paths, sources
-from safebook.chat_profiles import LORA_RISKS, RISKS, chat_profile
 from safebook.errors import InputError
+from safebook.risks import LORA_RISKS, RISKS
 
 if TYPE_CHECKING:
     import torch
@@ -127,6 +127,8 @@ def _pcfg_settings(name: str, size: str) -> dict:
 
 
 def _chat_settings(name: str, size: str) -> dict:
+    from safebook.chat_profiles import chat_profile
+
     p = chat_profile(size)
     settings: dict = {"world": asdict(p.world), "model": asdict(p.model), "device": p.device}
     if name == CHAT_BASE:
@@ -231,6 +233,7 @@ def _pcfg_start(name: str, size: str, seed: int) -> tuple:
 def _chat_start(name: str, size: str, seed: int) -> tuple:
     """Llama and recipe of the chat testbed."""
     from safebook import chat_recipes
+    from safebook.chat_profiles import chat_profile
 
     device = device_of(chat_profile(size).device)
     return chat_recipes.start(name, size, seed, device, lambda need: load_llama(need, size, seed)[0])
