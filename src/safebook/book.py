@@ -45,7 +45,8 @@ def assemble(size: str) -> list[book_state.RunView]:
     pages["scorecard.md"] = book_tables.scorecard(best, here, size)
     pages["status.md"] = book_tables.status(views, recorded, size)
     pages["summary.md"] = book_tables.summary(best, size)
-    for paper in dict.fromkeys(row["paper"] for row in best):
+    # Every part has its page of findings, also before the first claim: its chapter includes it.
+    for paper in dict.fromkeys([*(run.paper for run in registry.RUNS), *(row["paper"] for row in best)]):
         pages[f"findings_{paper}.md"] = findings.page(paper, best)
     _write(paths.BOOK / "executed", pages)
     return views

@@ -10,6 +10,7 @@ from safebook.book_state import RunView
 
 PAPERS = {
     "pcfg": "Part 1: what makes and breaks safety fine-tuning",
+    "llama": "Llama: the testbed, and part 1 on it",
     "safetylock": "Part 2: SafetyLock",
     "spf": "Part 3: SPF",
     "synthesis": "Part 4: synthesis",
@@ -37,11 +38,17 @@ def scorecard(best: Sequence[dict], here: Sequence[dict], size: str) -> str:
         parts.append("No claim is registered yet.")
     head = ["Claim", "Verdict", "Measured", "Control", "Reported", "Size and seeds"]
     head += [f"This build ({size})"] if larger else []
-    for paper in dict.fromkeys(row["paper"] for row in best):
+    for paper in _papers(best):
         rows = [_claim_row(row, own) for row in best if row["paper"] == paper]
         name = PAPERS.get(paper, paper)
         parts += [f"## {name}", h.table(head, rows, f"Claims of {name}", "sb-claims sb-wide")]
     return "\n\n".join(parts) + "\n"
+
+
+def _papers(rows: Sequence[dict]) -> list[str]:
+    """The parts that have claims, in the order of the book."""
+    found, known = list(dict.fromkeys(row["paper"] for row in rows)), list(PAPERS)
+    return sorted(found, key=lambda paper: known.index(paper) if paper in known else len(known))
 
 
 def _claim_row(row: dict, own: dict[str, dict] | None) -> list[str]:
@@ -168,7 +175,7 @@ def summary(rows: Sequence[dict], size: str) -> str:
         return "No claim is registered yet.\n"
     words = [word for word in VERDICTS if any(row["verdict"] == word for row in rows)]
     body = []
-    for paper in dict.fromkeys(row["paper"] for row in rows):
+    for paper in _papers(rows):
         counts = Counter(row["verdict"] for row in rows if row["paper"] == paper)
         body.append([h.esc(PAPERS.get(paper, paper)), *(h.esc(counts[word] or h.NONE) for word in words)])
     head = ("Claims", *(word.capitalize() for word in words))

@@ -31,7 +31,7 @@ class Finding(BaseModel):
     """One observation of a paper and what to believe about it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    paper: Literal["pcfg", "safetylock", "spf", "synthesis"]
+    paper: Literal["pcfg", "llama", "safetylock", "spf", "synthesis"]
     observation: str
     believe: str  # Markdown; {pcfg-1a.value} stands for a number of the scorecard
     verdicts: dict[str, str]  # claim -> the verdict that the text was written for

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from safebook import parameters, paths, sources
 from safebook.errors import InputError
-from safebook.zoo import ARMS, FINE_TUNED
+from safebook.zoo import ARMS, CHAT_ALIGNED, CHAT_ATTACKED, CHAT_BASE, CHAT_SFT, FINE_TUNED
 
 SIZES = ("smoke", "laptop", "paper")
 PACKAGE = Path(__file__).parent
@@ -21,6 +21,23 @@ MEDIUM = tuple(name for name in FINE_TUNED if name.endswith("-medium"))
 # How a model is trained is in its artefact's key; here stands what measures it.
 _WORLD = ("profiles.py", "streams.py", "worlds/grammars.py", "worlds/pcfg.py", "worlds/instructions.py")
 _MODEL = (*_WORLD, "models.py")
+_CHAT_WORLD = (
+    "chat_profiles.py",
+    "streams.py",
+    *(f"worlds/chat{part}.py" for part in ("", "_data", "_settings", "_tasks", "_text", "_tokens")),
+    "judge.py",
+)
+_LLAMA = (
+    *_CHAT_WORLD,
+    "llama.py",
+    "llama_activations.py",
+    "messages.py",
+    "generation.py",
+    "chat_behaviour.py",
+    "chat_objectives.py",
+    "prompts_io.py",
+    "subjects.py",
+)
 
 
 def _drawing(*modules: str) -> tuple[str, ...]:
@@ -35,7 +52,7 @@ class Run:
     id: str
     template: str  # below notebooks/
     title: str
-    paper: str  # pcfg | safetylock | spf | synthesis
+    paper: str  # pcfg | llama | safetylock | spf | synthesis
     artifacts: tuple[str, ...] = ()  # trained models it needs, one per seed: names of zoo.ARTIFACTS
     modules: tuple[str, ...] = ()  # what measures: a change makes the record stale
     drawing: tuple[str, ...] = ()  # what draws: a change only runs the notebook again
@@ -197,6 +214,61 @@ RUNS: tuple[Run, ...] = (
         drawing=_drawing("variants"),
         groups=_groups(laptop={"samples": 500}, paper={"samples": 1000}),
     ),
+    Run(
+        id="llama-01-chat-world",
+        template="llama/01_chat_world.ipynb",
+        title="The chat world",
+        paper="llama",
+        modules=_CHAT_WORLD,
+        drawing=(*_drawing("chat"), "attacks.py"),
+        groups=_groups(laptop={}, paper={}),
+    ),
+    Run(
+        id="llama-02-alignment",
+        template="llama/02_alignment.ipynb",
+        title="Alignment: refuse what is forbidden, and nothing else",
+        paper="llama",
+        artifacts=(CHAT_BASE, CHAT_SFT, CHAT_ALIGNED),
+        modules=_LLAMA,
+        drawing=(*_drawing("chat"), "attacks.py"),
+        groups=_groups(
+            laptop={"samples": 520, "disguised": 66, "items": 60},
+            paper={"samples": 520, "disguised": 330, "items": 200},
+        ),
+    ),
+    Run(
+        id="llama-03-finetuning-risks",
+        template="llama/03_finetuning_risks.ipynb",
+        title="Fine-tuning risks",
+        paper="llama",
+        artifacts=(CHAT_ALIGNED, *CHAT_ATTACKED),
+        modules=(*_LLAMA, "chat_recipes.py", "training.py", "settings.py"),
+        drawing=(*_drawing("risks"), "attacks.py"),
+        groups=_groups(
+            laptop={
+                "samples": 330,
+                "task_items": 60,
+                "dial_samples": 88,
+                "dial_rates": [1e-5, 2e-5, 1e-4, 3e-4],
+            },
+            paper={
+                "samples": 520,
+                "task_items": 200,
+                "dial_samples": 88,
+                "dial_rates": [1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4],
+            },
+        ),
+    ),
+    Run(
+        id="llama-04-clusters-and-weights",
+        template="llama/04_clusters_and_weights.ipynb",
+        title="The check on Llama: clusters, and what the update writes and reads",
+        paper="llama",
+        artifacts=(CHAT_BASE, CHAT_ALIGNED, "chat-level3"),
+        modules=(*_LLAMA, "geometry.py", "subspaces.py", "llama_clusters.py", "llama_updates.py"),
+        drawing=(*_drawing("llama_clusters"), "attacks.py"),
+        groups=_groups(laptop={"samples": 330, "draws": 100}, paper={"samples": 330, "draws": 100}),
+    ),
 )
 
 
@@ -239,7 +311,7 @@ def inputs_hash(run: Run, size: str, values: Mapping[str, object] | None = None)
     """sha256 over all that a record of this run depends on; a record with another hash is stale.
 
     values: the run's parameters where they are not those of its group. Of profiles.py only the profile of
-    this size counts: a laptop setting leaves a paper record as it is.
+    this size counts, and so of chat_profiles.py: a laptop setting leaves a paper record as it is.
     """
     from safebook import zoo
 
@@ -250,7 +322,11 @@ def inputs_hash(run: Run, size: str, values: Mapping[str, object] | None = None)
         from safebook.profiles import profile
 
         settings = repr(profile(values["size"]))
-    modules = [name for name in run.modules if name != "profiles.py"]
+    if "chat_profiles.py" in run.modules:
+        from safebook.chat_profiles import chat_profile
+
+        settings += repr(chat_profile(values["size"]))
+    modules = [name for name in run.modules if name not in ("profiles.py", "chat_profiles.py")]
     return hash_inputs(run.path, values, modules, [*keys, settings])
 
 

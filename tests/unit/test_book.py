@@ -94,6 +94,17 @@ def test_every_page_in_the_contents_exists():
     assert {f"{name}.md" for name in named} == {path.name for path in paths.BOOK.glob("*.md")}
 
 
+def test_every_part_has_a_name_a_chapter_and_its_place_on_the_scorecard():
+    for paper in {run.paper for run in registry.RUNS}:
+        assert f"```{{include}} executed/findings_{paper}.md" in (paths.BOOK / f"{paper}.md").read_text()
+        assert paper in book_tables.PAPERS
+    rows = [ROW | {"paper": paper} for paper in ("spf", "pcfg", "llama")]  # as a file of claims may have them
+    wanted = [book_tables.PAPERS[paper] for paper in ("pcfg", "llama", "spf")]
+    assert re.findall("^## (.+)$", book_tables.scorecard(rows, rows, "laptop"), re.M) == wanted
+    page = book_tables.summary(rows, "laptop")
+    assert sorted(wanted, key=page.index) == wanted
+
+
 def test_no_static_folder_and_exact_pins():
     assert not (paths.BOOK / "_static").exists()  # jupyter-book would add every script in it to every page
     package = json.loads((paths.ROOT / "package.json").read_text())
