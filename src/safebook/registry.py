@@ -249,13 +249,11 @@ RUNS: tuple[Run, ...] = (
                 "samples": 330,
                 "task_items": 60,
                 "dial_samples": 88,
-                "dial_rates": [1e-5, 2e-5, 1e-4, 3e-4],
             },
             paper={
                 "samples": 520,
                 "task_items": 200,
                 "dial_samples": 88,
-                "dial_rates": [1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4],
             },
         ),
     ),
