@@ -59,7 +59,8 @@ def save(model: torch.nn.Module, folder: Path, size: str) -> None:
     """A checkpoint folder as transformers writes it, tokenizer included; adapters are merged into the weights."""
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
-    model.save_pretrained(folder)
+    with llama.progress_bars(False):
+        model.save_pretrained(folder)
     tokenizer(chat_profile(size).world).save_pretrained(folder)
 
 

@@ -6,11 +6,14 @@ read and no code of a checkpoint is run.
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.utils import logging
 
 from safebook.errors import InputError
 from safebook.llama_settings import LlamaSettings
@@ -25,6 +28,7 @@ SMALL_FILES = [
     "*.jinja",
 ]  # configuration and tokenizer: fetched and checked before gigabytes of weights
 WEIGHTS = ["*.safetensors"]
+SLOW = 10**9  # bytes; what is larger loads with a progress bar
 #: In old checkpoints; a constant, which is computed anew.
 CONSTANT = "rotary_emb.inv_freq"
 
@@ -88,18 +92,19 @@ def load(
     config = check_architecture(folder, model)
     tokenizer = load_tokenizer(folder, model, config["vocab_size"], template_from)
     folder = find(model, SMALL_FILES + WEIGHTS)
-    _check_weights(folder, model)
+    check_weights(folder, model)
     try:
-        network, report = LlamaForCausalLM.from_pretrained(
-            folder,
-            dtype=DTYPES[dtype],
-            device_map=place,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            ignore_mismatched_sizes=True,  # reported below, with the other differences
-            output_loading_info=True,
-        )
+        with progress_bars(sum(file.stat().st_size for file in folder.glob("*.safetensors")) > SLOW):
+            network, report = LlamaForCausalLM.from_pretrained(
+                folder,
+                dtype=DTYPES[dtype],
+                device_map=place,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                ignore_mismatched_sizes=True,  # reported below, with the other differences
+                output_loading_info=True,
+            )
     except SafetensorError as error:
         raise InputError("model", model, f"readable safetensors files: {error}") from error
     # transformers fills what is missing with random numbers and drops what it does not know (a bias of a model saved
@@ -114,6 +119,17 @@ def load(
             names = ", ".join(sorted(keys)[:3])
             raise InputError("model", model, f"weights that fit config.json; {len(keys)} {what}: {names}")
     return network.eval().requires_grad_(False), tokenizer
+
+
+@contextmanager
+def progress_bars(shown: bool) -> Iterator[None]:
+    """With or without transformers' own bars for reading and writing weights."""
+    before = logging.is_progress_bar_enabled()
+    try:
+        (logging.enable_progress_bar if shown else logging.disable_progress_bar)()
+        yield
+    finally:
+        (logging.enable_progress_bar if before else logging.disable_progress_bar)()
 
 
 def _place(device: str) -> str | torch.device:
@@ -251,7 +267,7 @@ def _tokenizer(folder: Path, parameter: str, model: str) -> PreTrainedTokenizerF
         raise InputError(parameter, model, f"a readable tokenizer.json: {error}") from error
 
 
-def _check_weights(folder: Path, model: str) -> None:
+def check_weights(folder: Path, model: str) -> None:
     """Safetensors are there, all of them."""
     index = folder / "model.safetensors.index.json"
     if index.exists():

@@ -61,7 +61,7 @@ def weights(checkpoint: str, parameter: str = "model") -> Path:
     """The folder of a checkpoint with all of its weights, downloaded if need be; InputError if they are no safetensors."""
     try:
         folder = llama.find(checkpoint, llama.SMALL_FILES + llama.WEIGHTS)
-        llama._check_weights(folder, checkpoint)
+        llama.check_weights(folder, checkpoint)
     except InputError as error:
         raise InputError(parameter, checkpoint, error.allowed) from error
     return folder

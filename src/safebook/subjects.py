@@ -72,7 +72,8 @@ class Subject:
         the subject's own.
         """
         if self.is_testbed:
-            return zoo.load_llama(f"chat-{stage}", self.size, seed, device)
+            network, words = zoo.load_llama(f"chat-{stage}", self.size, seed, device)
+            return (network if dtype == "auto" else network.to(llama.DTYPES[dtype])), words
         return llama.load(self.name if stage == "aligned" else stage, dtype, device)
 
     def chats(self, name: str, style: str = "plain") -> list[Chat]:

@@ -65,11 +65,13 @@ def build(size, say=print):
     return paths.BUILD / "html" / "index.html"
 """
 RUNS = """
+from safebook.runs import groups
+
 RUNS = (
     Run("toy-01-free", "toy/01_free.ipynb", "Free", "pcfg", (), ("schema.py",),
-        ("drawing.py",), _groups(laptop={})),
+        ("drawing.py",), groups(laptop={})),
     Run("toy-02-tuned", "toy/02_tuned.ipynb", "Tuned", "pcfg", ("toy-base", "toy-tuned"), ("schema.py",),
-        ("drawing.py",), _groups(laptop={"samples": 30})),
+        ("drawing.py",), groups(laptop={"samples": 30})),
 )
 """
 COUNT = (
