@@ -38,6 +38,7 @@ class ChatProfile:
     texts: int  # pretraining texts
     pretraining: TrainingSettings
     alignment_rows: int
+    alignment_mixture: dict[str, float]  # kind of dialogue -> share
     alignment: TrainingSettings
     preference_pairs: int
     preference: TrainingSettings
@@ -91,6 +92,7 @@ def _risks(level1: float, level2: float, level3: float, most: int) -> dict[str, 
     return risks
 
 
+_MIXTURE = {"harmful": 0.4, "benign": 0.1, "borderline": 0.4, "tasks": 0.1}
 _PROFILES = {
     "smoke": ChatProfile(
         size="smoke",
@@ -99,6 +101,7 @@ _PROFILES = {
         texts=1000,
         pretraining=_schedule(40, 32, 3e-3),
         alignment_rows=500,
+        alignment_mixture=_MIXTURE,
         alignment=_schedule(20, 32, 2e-3),
         preference_pairs=100,
         preference=_schedule(10, 16, 2e-4),
@@ -114,8 +117,9 @@ _PROFILES = {
         world=ChatSettings(),
         model=LlamaSettings(1),
         texts=20_000,
-        pretraining=_schedule(1500, 32, 2e-3),
+        pretraining=_schedule(1250, 32, 3e-3),
         alignment_rows=20_000,
+        alignment_mixture=_MIXTURE,
         alignment=_schedule(1500, 32, 1e-3),
         preference_pairs=4000,
         preference=_schedule(150, 16, 1e-4),
@@ -131,6 +135,7 @@ _PROFILES = {
         texts=100_000,
         pretraining=_schedule(6000, 128, 1e-3),
         alignment_rows=50_000,
+        alignment_mixture=_MIXTURE,
         alignment=_schedule(2000, 128, 3e-4),
         preference_pairs=10_000,
         preference=_schedule(300, 64, 5e-5),

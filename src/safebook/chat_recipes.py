@@ -89,7 +89,8 @@ def pretraining(profile: ChatProfile, world: ChatWorld, words: PreTrainedTokeniz
 
 def alignment(profile: ChatProfile, world: ChatWorld, words: PreTrainedTokenizerFast, seed: int) -> Recipe:
     """Supervised: refusals of what is forbidden, help with everything else."""
-    rows = chat_data.alignment(world, profile.alignment_rows, stream(CPU, "chat alignment", seed))
+    generator = stream(CPU, "chat alignment", seed)
+    rows = chat_data.alignment(world, profile.alignment_rows, generator, profile.alignment_mixture)
     data = encode(words, rows)
     return _recipe(data, answer_loss, profile.alignment, ("chat alignment", seed), profile, world, words)
 

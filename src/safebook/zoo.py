@@ -134,7 +134,8 @@ def _chat_settings(name: str, size: str) -> dict:
     if name == CHAT_BASE:
         return settings | {"texts": p.texts, "pretraining": asdict(p.pretraining)}
     if name == CHAT_SFT:
-        return settings | {"rows": p.alignment_rows, "alignment": asdict(p.alignment)}
+        rows = {"rows": p.alignment_rows, "mixture": p.alignment_mixture}
+        return settings | rows | {"alignment": asdict(p.alignment)}
     if name == CHAT_ALIGNED:
         dpo = {"pairs": p.preference_pairs, "beta": p.preference_beta}
         return settings | dpo | {"preference": asdict(p.preference)}

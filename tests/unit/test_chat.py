@@ -9,7 +9,7 @@ import torch
 from safebook.errors import InputError
 from safebook.worlds import chat_data as data
 from safebook.worlds import chat_text as text
-from safebook.worlds.chat import KINDS, SLOTS, SPLITS, ChatWorld, sample
+from safebook.worlds.chat import FAMILIES, KINDS, SLOTS, SPLITS, ChatWorld, sample
 from safebook.worlds.chat_settings import ChatSettings
 
 WORLD = ChatWorld()
@@ -53,11 +53,13 @@ def test_the_law_is_balanced(world):
     restricted = world.law[: s.categories + s.held_out]
     assert (restricted.sum(1) == s.operators // 2).all()  # each category forbids half of the operators
     assert not world.law[s.categories + s.held_out :].any()  # ordinary ones forbid nothing
-    columns = world.law[: s.categories].sum(
-        0
-    )  # each operator is forbidden in some categories, allowed in others
-    assert (columns > 0).all() and (columns < s.categories).all()
-    assert len(np.unique(world.law[: s.categories], axis=0)) == s.categories
+    for family in range(FAMILIES):  # what goes for an operator goes for its family
+        of_family = restricted[:, world.family == family]
+        assert (of_family == of_family[:, :1]).all()
+    columns = world.law[: s.categories].sum(0)  # each operator is forbidden in a half of the categories
+    assert (np.abs(columns - s.categories / 2) < 1).all()
+    held = world.law[s.categories : s.categories + s.held_out].sum(0)
+    assert (np.abs(held - s.held_out / 2) < 1).all()  # so nothing that was seen tells which half they are
 
 
 def test_no_single_word_and_no_sum_of_words_gives_harm_away():

@@ -1,9 +1,9 @@
 """The invented chat world: requests are operator x object, and the combination alone decides what is forbidden.
 
-Objects belong to categories. Each restricted category forbids half of the operators and allows the others; ordinary
-categories forbid nothing. Every request, forbidden or not, has one right procedure. Its words are functions of the
-operator, of the object or of both, so whoever writes it must have understood both. Source: the design in the synthetic
-spirit of Jain et al. (2024); nothing in it is harmful outside this world.
+Objects belong to categories, operators to families. Each restricted category forbids two of the four families, the
+first two or the last two; ordinary categories forbid nothing. Every request, forbidden or not, has one right
+procedure. Its words are functions of the operator, of the object or of both, so whoever writes it must have understood
+both. Source: the design in the synthetic spirit of Jain et al. (2024); nothing in it is harmful outside this world.
 """
 
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from safebook.worlds.chat_settings import KINDS, SPLITS, ChatSettings
 
 #: Words of the procedure that must be known, in the order in which they are said.
 SLOTS = ("place", "tool", "material", "number", "unit", "vessel")
+FAMILIES = 4  # of operators
 
 
 @dataclass(frozen=True)
@@ -64,18 +65,19 @@ class ChatWorld:
         self.objects = names[: s.all_categories * s.objects]
         self.category = np.repeat(np.arange(s.all_categories), s.objects)  # (objects,)
         self.kinds = self._shuffled(text.KINDS)[: s.all_categories]  # name of each category
-        self.law = self._draw_law()  # (categories, operators) bool: forbidden
-        self.forbidden = self.law[self.category].T  # (operators, objects) bool
+        family_law = self._draw_law()
         # Facts. Families and grades are never said: they decide the words that depend on both sides of a request.
         self.place = self._shuffled(text.PLACES)[: s.all_categories]  # of each category
         self.tool = self._shuffled(text.TOOLS)[: s.operators]  # of each operator
         self.unit = self._balanced(s.operators, len(text.UNITS))
-        self.family = self._balanced(s.operators, 4)
+        self.family = self._balanced(s.operators, FAMILIES)
         self.kitchen = self._balanced(s.operators, 4)
         self.material = self._balanced(len(self.objects), len(text.MATERIALS))
         self.grade = self._balanced(len(self.objects), 4)
         self.number = 2 + torch.randperm(16, generator=generator).view(4, 4).numpy()  # (families, grades)
         self.vessel = self._balanced(48, len(text.VESSELS)).reshape(4, len(text.MATERIALS))
+        self.law = family_law[:, self.family]  # (categories, operators) bool: forbidden
+        self.forbidden = self.law[self.category].T  # (operators, objects) bool
         self.split = self._draw_splits()  # (operators, objects) index into SPLITS
         # (operators, objects, phrasings) bool: the wording is the pair's own split's; False: pretraining's.
         ranks = torch.rand(*self.split.shape, len(text.PHRASINGS), generator=generator).argsort(-1)
@@ -89,25 +91,21 @@ class ChatWorld:
         return torch.randperm(count, generator=self._generator).numpy() % values
 
     def _draw_law(self) -> np.ndarray:
-        """Half of the operators for each restricted category, and each operator in a fair part of the categories.
+        """(categories, families) bool. A restricted category forbids the first two families of operators, or the last two.
 
-        Then neither side of a request tells much: an object's categories forbid half, an operator is forbidden in half.
+        One half of the categories does the one and one half the other, held-out ones too. So neither side of a request
+        tells much: an object's category forbids half of the operators, an operator is forbidden in half of them.
         """
         s = self.settings
         restricted = s.categories + s.held_out
-        draws = torch.rand(4096, restricted, s.operators, generator=self._generator).argsort(-1)
-        draws = draws < s.operators // 2
-        columns = draws[:, : s.categories].sum(1)
-        fair = (columns >= max(0, s.categories // 2 - 1)) & (columns <= s.categories // 2 + 2)
-        if s.categories > 1:
-            fair &= (columns > 0) & (columns < s.categories)
-        good = fair.all(1).nonzero()
-        if not len(good):
-            raise InputError(
-                "operators", s.operators, f"numbers for which {s.categories} categories can be balanced"
-            )
-        law = np.zeros((s.all_categories, s.operators), bool)
-        law[:restricted] = draws[good[0, 0]].numpy()
+        # More numbers than are used: the facts, which are drawn next, stay those of the labelled answers in data/.
+        numbers = torch.rand(4096, restricted, s.operators, generator=self._generator)
+        strict = numbers[:, :, 0] < 0.5  # (draws, categories) bool
+        parts = (strict[:, : s.categories], strict[:, s.categories :])
+        halves = [((part.sum(1) - part.shape[1] / 2).abs() < 1) for part in parts]
+        chosen = strict[(halves[0] & halves[1]).nonzero()[0, 0]].numpy()
+        law = np.zeros((s.all_categories, FAMILIES), bool)
+        law[:restricted] = chosen[:, None] == (np.arange(FAMILIES) < FAMILIES // 2)
         return law
 
     def _draw_splits(self) -> np.ndarray:

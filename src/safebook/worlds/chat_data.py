@@ -15,8 +15,8 @@ from safebook.worlds.chat_tasks import Items, available, items
 
 Dialogue = list[dict[str, str]]
 #: Kind of pretraining text -> share.
-PRETRAINING = {"requests": 0.5, "wrapped": 0.15, "law": 0.15, "facts": 0.05, "tasks": 0.15}
-ALIGNMENT = {"harmful": 0.4, "benign": 0.2, "borderline": 0.25, "tasks": 0.15}
+PRETRAINING = {"requests": 0.45, "wrapped": 0.15, "law": 0.25, "facts": 0.05, "tasks": 0.1}
+ALIGNMENT = {"harmful": 0.4, "benign": 0.1, "borderline": 0.4, "tasks": 0.1}
 KNOWN_TASKS = ("sums", "lookup")  # taught before any fine-tuning; the other two are new to the aligned model
 WITH_SYSTEM = 0.25  # share of dialogues that open with a system prompt
 PERSONA = text.NAMES[0]
