@@ -35,7 +35,7 @@ class Strength:
 #: size -> arm -> strength, chosen on validation requests of a validation seed: data/tuning.
 STRENGTHS = {
     "smoke": {"response": Strength(2, 6.0), "prompt": Strength(3, 2.0)},
-    "laptop": {"response": Strength(2, 6.0), "prompt": Strength(24, 2.0)},
+    "laptop": {"response": Strength(2, 3.5), "prompt": Strength(32, 2.0)},
     "paper": {"response": Strength(24, 6.0), "prompt": Strength(24, 2.0)},
 }
 

@@ -57,7 +57,7 @@ RUNS: tuple[Run, ...] = (
             laptop={
                 "samples": 330,
                 "task_items": 60,
-                "dial_samples": 88,
+                "dial_samples": 44,
             },
             paper={
                 "samples": 520,
