@@ -56,13 +56,18 @@ def code(source: str, *tags: str):
     return new_code_cell(source, metadata={"tags": list(tags)} if tags else {})
 
 
+def annotation(value) -> str:
+    """The type that a parameter cell would give to it."""
+    kind = type(value).__name__
+    return f"list[{type(value[0]).__name__}]" if kind == "list" else kind
+
+
 def template(run, kind: str):
     """A template with the parameters that the registry's groups of this run ask for."""
     values = {"size": "smoke", "seeds": [0]}
     for group in run.groups.values():
         values |= {name: value for name, value in group.items() if name not in values}
-    types = {bool: "bool", int: "int", float: "float", str: "str", list: "list[int]"}
-    lines = [f"{name}: {types[type(value)]} = {value!r}  # a toy" for name, value in values.items()]
+    lines = [f"{name}: {annotation(value)} = {value!r}  # a toy" for name, value in values.items()]
     own = "{" + ", ".join(f'"{name}": {name}' for name in values if name not in ("size", "seeds")) + "}"
     measure = code(MEASURE.format(run=run.id, parameters=own), "measure")
     cells = [new_markdown_cell(f"# {run.title}\n\nA toy question?"), code("\n".join(lines), "parameters")]
