@@ -114,7 +114,8 @@ def make(root: Path) -> dict[str, str]:
     if (HERE / "node_modules").exists():
         (root / "node_modules").symlink_to(HERE / "node_modules")
     claims = HERE / "data" / "claims.yaml"
-    shutil.copytree(HERE / "data" / "tuning", root / "data" / "tuning")
+    for kept in ("tuning", "paper"):  # tables that chapters show
+        shutil.copytree(HERE / "data" / kept, root / "data" / kept)
     if claims.exists():
         shutil.copy(claims, root / "data" / "claims.yaml")
 
