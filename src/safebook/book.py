@@ -117,7 +117,10 @@ def _inputs_hash() -> str:
     """sha256 over everything that the HTML is made from; vendored scripts have their own stamp."""
     digest = hashlib.sha256()
     sources = [path for path in paths.BOOK.rglob("*") if path.is_file() and "vendor" not in path.parts]
-    sources += (paths.DATA / "tuning").glob("*.csv")  # shown by the chapters
+    sources += [
+        *(paths.DATA / "tuning").glob("*.csv"),
+        *(paths.DATA / "paper").rglob("*.csv"),
+    ]  # shown by chapters
     code = Path(__file__).parent.glob("book*.py")
     for path in sorted([*sources, *code, paths.ROOT / "_config.yml", paths.ROOT / "package-lock.json"]):
         content = path.read_bytes()
