@@ -124,8 +124,8 @@ _PROFILES = {
         preference_pairs=4000,
         preference=_schedule(150, 16, 2e-5),
         preference_beta=0.1,
-        risks=_risks(6e-5, 2e-4, 1e-3, most=10_000),
-        lora_rates={"level1": 2e-4, "level2": 5e-4, "level3": 2e-3},
+        risks=_risks(1.5e-4, 8e-4, 2e-3, most=10_000),
+        lora_rates={"level1": 5e-4, "level2": 3e-3, "level3": 5e-3},
         device="cpu",
     ),
     "paper": ChatProfile(

@@ -55,7 +55,7 @@ RUNS: tuple[Run, ...] = (
         drawing=(*drawing("risks"), "attacks.py"),
         groups=groups(
             laptop={
-                "samples": 330,
+                "samples": 165,
                 "task_items": 60,
                 "dial_samples": 44,
             },
