@@ -32,10 +32,10 @@ class Strength:
     alpha: float
 
 
-#: size -> arm -> strength, chosen on validation requests of a validation seed: data/tuning.
+#: size -> arm -> strength, chosen on validation requests: data/tuning.
 STRENGTHS = {
     "smoke": {"response": Strength(2, 6.0), "prompt": Strength(3, 2.0)},
-    "laptop": {"response": Strength(2, 3.5), "prompt": Strength(32, 2.0)},
+    "laptop": {"response": Strength(8, 2.0), "prompt": Strength(24, 0.75)},
     "paper": {"response": Strength(24, 6.0), "prompt": Strength(24, 2.0)},
 }
 
