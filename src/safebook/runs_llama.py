@@ -74,6 +74,6 @@ RUNS: tuple[Run, ...] = (
         artifacts=(CHAT_BASE, CHAT_ALIGNED, "chat-level3"),
         modules=(*LLAMA, "geometry.py", "subspaces.py", "llama_clusters.py", "llama_updates.py"),
         drawing=(*drawing("llama_clusters"), "attacks.py"),
-        groups=groups(laptop={"samples": 330, "draws": 100}, paper={"samples": 330, "draws": 100}),
+        groups=groups(laptop={"samples": 110, "draws": 100}, paper={"samples": 330, "draws": 100}),
     ),
 )
