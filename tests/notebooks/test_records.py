@@ -100,6 +100,8 @@ def test_histograms_hold_every_prompt(folder):
 
 def test_every_claim_names_metrics_that_its_record_holds():
     for claim in claims.read():
+        if not claim.implemented:  # its statistic needs what no run has, such as models of several sizes
+            continue
         run = registry.get(claim.run)
         r = results.load(run.folder("smoke"))
         if "smoke" in claim.meaningful and (run.recorded("laptop") / results.FILE).exists():

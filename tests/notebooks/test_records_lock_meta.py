@@ -71,7 +71,7 @@ def test_readings_are_complete_and_agree_with_the_scalars(folder):
     if r.size != "smoke":  # on new requests of the kind that the lock was read from, its heads must be good
         own = {"response": "answers", "prompt": "requests"}
         for arm, name in own.items():
-            assert min(r.scalars("auc", arm=arm, reading=name, heads="locked").values()) > 0.8
+            assert min(r.scalars("auc", arm=arm, reading=name, heads="locked").values()) > 0.65  # a coin: 0.5
 
 
 @records(RUN)
