@@ -6,6 +6,7 @@ are those of `baselines` and its neighbours, where each has its own source.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -19,7 +20,7 @@ from safebook.chat_objectives import answer_loss
 from safebook.chat_profiles import chat_profile
 from safebook.errors import InputError
 from safebook.settings import TrainingSettings
-from safebook.spf import SPF, SPFSettings
+from safebook.spf import SPF, SPFSettings, projecting_updates
 from safebook.streams import stream
 from safebook.training import History, train
 from safebook.worlds import chat_data
@@ -175,16 +176,32 @@ def fine_tune(
             for name in ("chat-pretrained", "chat-aligned")
         ]
         objective = baselines.asft(answer_loss, *states, weight=weight)
-    history = train(
-        model, objective, task, settings, transform=transform, evaluate=evaluate, evaluate_at=evaluate_at
-    )
+    projects = isinstance(transform, SPF) and transform.settings.project == "update"
+    with projecting_updates(transform, model) if projects else nullcontext():
+        history = train(
+            model, objective, task, settings, transform=transform, evaluate=evaluate, evaluate_at=evaluate_at
+        )
     if arm in AFTERWARDS:
-        _change(arm, model, size, seed, weight, anchor, words, world)
+        treat(arm, model, size, seed, weight, anchor)
     return Tuned(model.eval().requires_grad_(False), history, getattr(transform, "records", []), secret)
 
 
-def _change(arm, model, size, seed, weight, anchor, words, world) -> None:
-    """What a defence does to the weights after fine-tuning."""
+def treat(
+    arm: str,
+    model: LlamaForCausalLM,
+    size: str,
+    seed: int,
+    weight: float = 1.0,
+    anchor: ChatBatch | None = None,
+) -> None:
+    """What a defence of `AFTERWARDS` does to the weights of a fine-tuned model, in place; arguments as of `fine_tune`.
+
+    Raises InputError for an arm that is none of them.
+    """
+    if arm not in AFTERWARDS:
+        raise InputError("arm", arm, ", ".join(AFTERWARDS))
+    world, words = ChatWorld(chat_profile(size).world), tokenizer(chat_profile(size).world)
+    anchor = encode(words, safety_rows(world, seed, 1)) if anchor is None else anchor
     if arm == "safelora":
         base, aligned = (
             zoo.load_llama(name, size, seed, "cpu")[0].state_dict()
