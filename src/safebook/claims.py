@@ -18,12 +18,15 @@ c_i. With n >= 3 seeds:
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from safebook import paths, registry
 from safebook.errors import InputError
+
+if TYPE_CHECKING:
+    from safebook.results import Record
 
 FILE = "claims.yaml"
 MATCHES, SAME, CONTROL, DIFFERS = "matches", "same direction", "not distinguishable from control", "differs"
@@ -213,6 +216,13 @@ def _record(run_id: str, size: str):
     return None, False
 
 
+def measured(claim: Claim, record: "Record") -> tuple[dict[int, float], dict[int, float] | None]:
+    """The claim's value per seed, and its control's, None if it has none. RecordError where the record lacks them."""
+    control = claim.control
+    values = record.scalars(claim.value.metric, **claim.value.labels)
+    return values, record.scalars(control.metric, **control.labels) if control else None
+
+
 def row(claim: Claim, size: str | None) -> dict:
     """A claim with its verdict, as `safebook claims --json` has it; size None: the largest with a record."""
     from safebook.schema import RecordError
@@ -249,9 +259,7 @@ def row(claim: Claim, size: str | None) -> dict:
     if record is None:
         return base | nothing | {"reason": reason}
     try:
-        values = record.scalars(claim.value.metric, **claim.value.labels)
-        control = claim.control
-        controls = record.scalars(control.metric, **control.labels) if control else None
+        values, controls = measured(claim, record)
     except RecordError as error:
         return base | nothing | {"reason": f"the record does not hold it: {error}"}
     return base | judge(claim, record.size, values, controls)

@@ -9,14 +9,28 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from safebook import parameters, runs_llama, runs_pcfg, runs_safetylock, runs_spf, sources
+from safebook import (
+    parameters,
+    runs_llama,
+    runs_pcfg,
+    runs_safetylock,
+    runs_spf,
+    runs_synthesis,
+    sources,
+)
 from safebook.errors import InputError
 from safebook.runs import Run
 
 SIZES = ("smoke", "laptop", "paper")
 PACKAGE = Path(__file__).parent
-#: Part 1, its testbed of Llamas, part 2, part 3.
-RUNS: tuple[Run, ...] = (*runs_pcfg.RUNS, *runs_llama.RUNS, *runs_safetylock.RUNS, *runs_spf.RUNS)
+#: Part 1, its testbed of Llamas, parts 2 to 4.
+RUNS: tuple[Run, ...] = (
+    *runs_pcfg.RUNS,
+    *runs_llama.RUNS,
+    *runs_safetylock.RUNS,
+    *runs_spf.RUNS,
+    *runs_synthesis.RUNS,
+)
 
 
 def check_size(size: str) -> str:
@@ -73,8 +87,13 @@ def inputs_hash(run: Run, size: str, values: Mapping[str, object] | None = None)
         from safebook.chat_profiles import chat_profile
 
         settings += repr(chat_profile(values["size"]))
+    more = [*keys, settings]
+    if run.reads:
+        from safebook import ledger
+
+        more.append(ledger.digest(run.reads))
     modules = [name for name in run.modules if name not in ("profiles.py", "chat_profiles.py")]
-    return hash_inputs(run.path, values, modules, [*keys, settings])
+    return hash_inputs(run.path, values, modules, more)
 
 
 def hash_inputs(

@@ -19,6 +19,7 @@ class Run:
     modules: tuple[str, ...] = ()  # what measures: a change makes the record stale
     drawing: tuple[str, ...] = ()  # what draws: a change only runs the notebook again
     groups: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # size -> parameter overrides
+    reads: tuple[str, ...] = ()  # papers whose claims and committed records it reads: never its own
 
     @property
     def path(self) -> Path:
