@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from safebook import baselines, judge, llama
@@ -20,6 +21,7 @@ from safebook.chat_objectives import answer_loss
 from safebook.errors import InputError
 from safebook.generation import greedy
 from safebook.llama_activations import evaluating, input_device
+from safebook.results import Record
 from safebook.spf_arms import CPU, SECRET_WORDS, SHARE, TASKS, rows
 from safebook.streams import stream
 from safebook.subjects import TESTBED, Chat, Subject, subject
@@ -288,3 +290,12 @@ def checkpoint_rates(asked: Subject, children: Sequence[str], dtype: str, seed: 
             where = {"risk": label, "seed": seed, "prompts": name, "style": "plain", "own": True}
             found.append(where | rates)
     return found
+
+
+def record_checkpoint(record: Record, asked: Subject, children: Sequence[str], dtype: str, seed: int) -> None:
+    """All that is measured on a checkpoint: the table `rates`, and the shares of refused requests as scalars."""
+    rows = checkpoint_rates(asked, children, dtype, seed)
+    record.table("rates", pd.DataFrame(rows).round(6))
+    for row in rows:
+        where = {"model": row["risk"], "prompts": row["prompts"]}
+        record.add("refusal", row["refusal"], seed=seed, n=row["n"], **where)
