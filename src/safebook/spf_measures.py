@@ -3,7 +3,7 @@
 One `Exam` puts the same prompts to every arm of a comparison. Safety, skill and broken text are measured together: a model
 that lost its refusals because it lost its language would otherwise look harmless, and one that answers nothing, safe.
 Equal task loss (`at_equal_loss`) stands beside equal steps, since a defence that only slows fine-tuning down looks like one
-that protects. Controls and measures beyond the attack success rate are ours; see paper 3's specification, Sec. 7.
+that protects. Controls and measures beyond the attack success rate are ours.
 """
 
 import math
