@@ -1,8 +1,8 @@
 """Baseline defences on finished weights: each takes models or state dicts and returns a new state dict.
 
 A state dict is name -> tensor, as `model.state_dict()` gives it; "base" is the model before alignment, "aligned" the one that
-was fine-tuned, "tuned" the result. Nothing that is passed in is changed. Definitions and own settings: paper 3's
-specification, Sec. 5, and paper 2's, Sec. 4; what they leave open is said with each.
+was fine-tuned, "tuned" the result. Nothing that is passed in is changed. Definitions and own settings are those
+of papers 2 and 3 and of the papers that they compare with; what these leave open is said with each.
 """
 
 import copy

@@ -1,6 +1,6 @@
 """What the directions of a lock read: refusing words, or safety? Contrasts in which the two do not go together.
 
-Source: controls 1 and 2 of our own specification of paper 2; the paper has neither.
+Source: controls of our own; the paper has neither.
 """
 
 from dataclasses import dataclass, replace

@@ -1,7 +1,6 @@
 """What the ablations of SPF vary: its switches, the wording and the category of the anchor, how its directions are found.
 
-Source: paper 3's ablations (rank; anchors by category against a generic one); the other variants are controls of ours, listed
-in its specification, Sec. 5.
+Source: paper 3's ablations (rank; anchors by category against a generic one); the other variants are controls of ours.
 """
 
 import time

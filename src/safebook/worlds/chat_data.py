@@ -1,7 +1,7 @@
 """What a model of the chat world reads: pretraining text, alignment data, the three fine-tuning risks, the test sets.
 
 A dialogue is a list of `{"role", "content"}` messages, as transformers' chat templates take them; plain text is a `str`.
-Levels of risk: Qi et al. (2023), see the specification of SafetyLock, section 2.2.
+Levels of risk: Qi et al. (2023), as in paper 2.
 """
 
 import numpy as np
