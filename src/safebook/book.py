@@ -24,7 +24,7 @@ def assemble(size: str) -> list[book_state.RunView]:
     Every registered run gets a page: its executed notebook, the failure that stopped it, or a page that
     says it was not run. Returns what is known about each run, in reading order.
     """
-    from safebook import claims, findings, registry
+    from safebook import claims, findings, registry, reproduction
 
     registry.check_size(size)
     check_toc()
@@ -42,7 +42,7 @@ def assemble(size: str) -> list[book_state.RunView]:
     for view in (*views, *recorded):
         for path in book_state.files(view):
             pages["files/" + book_pages.download_name(view, path)] = path.read_bytes()
-    pages["scorecard.md"] = book_tables.scorecard(best, here, size)
+    pages["scorecard.md"] = book_tables.scorecard(best, here, size, reproduction.column(size))
     pages["status.md"] = book_tables.status(views, recorded, size)
     pages["summary.md"] = book_tables.summary(best, size)
     # Every part has its page of findings, also before the first claim: its chapter includes it.

@@ -23,6 +23,15 @@ VERDICT_SIGN = {
     "not run at this size": "·",
     "not meaningful at this size": "·",
 }
+# Of reproduction.WORDS: what this machine measured beside the committed record.
+AGREEMENT = {
+    "bit-identical": ("good", "="),
+    "within the interval": ("good", "≈"),
+    "outside the interval": ("bad", "≠"),
+    "no interval": ("none", "·"),
+    "no committed record": ("none", "·"),
+    "is the committed record": ("none", "·"),
+}
 STATE_CLASS = {"ok": "good", "stale": "warn", "failed": "bad", "not run": "none"}
 STATE_SIGN = {"ok": "✓", "stale": "!", "failed": "✕", "not run": "·"}
 
@@ -50,6 +59,12 @@ def verdict(word: str, reason: str = "") -> str:
 
 def state(word: str) -> str:
     return _badge(word, STATE_CLASS.get(word, "none"), STATE_SIGN.get(word, "·"))
+
+
+def agreement(word: str, reason: str = "") -> str:
+    return _badge(word, *AGREEMENT.get(word, ("none", "·"))) + (
+        f'<span class="sb-reason">{esc(reason)}</span>' if reason else ""
+    )
 
 
 def _badge(word: str, kind: str, sign: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import nbformat
 
 from safebook import book_html as h
-from safebook import paths
+from safebook import book_launch, paths
 from safebook.book_notebook import ANSI, clean, unglue
 from safebook.book_state import RunView, files
 
@@ -93,7 +93,8 @@ def _facts(view: RunView) -> str:
     if view.record is not None and not view.local:
         cells += "<div><dt>from</dt><dd>a committed record</dd></div>"
     start = '<div class="sb-facts" role="note" aria-label="About this run">'
-    return f"{start}<dl>{cells}</dl>{_downloads(view)}</div>"
+    again = book_launch.block(view.run.id, view.run.template, view.size)
+    return f"{start}<dl>{cells}</dl>{_downloads(view)}{again}</div>"
 
 
 def _downloads(view: RunView) -> str:

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from safebook import book_html as h
 from safebook.book_pages import download_name
@@ -22,11 +22,17 @@ MAX_FINDINGS = 6  # on the front page, which should fit one screen
 UNJUDGED = ("not run at this size", "not meaningful at this size")
 
 
-def scorecard(best: Sequence[dict], here: Sequence[dict], size: str) -> str:
-    """The scorecard page. best: each claim at its largest size with a record; here: at this size."""
+def scorecard(
+    best: Sequence[dict], here: Sequence[dict], size: str, yours: Mapping[str, dict] | None = None
+) -> str:
+    """The scorecard page. best: each claim at its largest size with a record; here: at this size.
+
+    yours: `reproduction.column(size)`, what this machine measured beside the committed records of this size.
+    """
+    yours = yours or {}
     larger = any(row.get("size") not in (None, size) for row in best)
-    own = {row["id"]: row for row in here} if larger else None
-    beside = f" The last column shows what this book's own size, `{size}`, gives." if larger else ""
+    own = {row["id"]: row for row in here} if larger or yours else None
+    beside = f" The last column shows what your run at size `{size}` gives." if own is not None else ""
     parts = [
         WIDE,
         "# Scorecard",
@@ -36,13 +42,25 @@ def scorecard(best: Sequence[dict], here: Sequence[dict], size: str) -> str:
     ]
     if not best:
         parts.append("No claim is registered yet.")
+    elif yours:
+        parts.append(_reproduced(yours, size))
     head = ["Claim", "Verdict", "Measured", "Control", "Reported", "Size and seeds"]
-    head += [f"This build ({size})"] if larger else []
+    head += [f"Yours ({size})"] if own is not None else []
     for paper in _papers(best):
-        rows = [_claim_row(row, own) for row in best if row["paper"] == paper]
+        rows = [_claim_row(row, own, yours) for row in best if row["paper"] == paper]
         name = PAPERS.get(paper, paper)
         parts += [f"## {name}", h.table(head, rows, f"Claims of {name}", "sb-claims sb-wide")]
     return "\n\n".join(parts) + "\n"
+
+
+def _reproduced(yours: Mapping[str, dict], size: str) -> str:
+    """Does the reproduction reproduce here? In one sentence."""
+    count = Counter(found["agreement"] for found in yours.values())
+    words = ", ".join(f"{count[word]} *{word}*" for word in h.AGREEMENT if count[word])
+    return (
+        f"**Does it reproduce here?** Your run has measured {len(yours)} claims at size `{size}`. "
+        f"Beside the committed records of that size: {words}."
+    )
 
 
 def _papers(rows: Sequence[dict]) -> list[str]:
@@ -51,7 +69,7 @@ def _papers(rows: Sequence[dict]) -> list[str]:
     return sorted(found, key=lambda paper: known.index(paper) if paper in known else len(known))
 
 
-def _claim_row(row: dict, own: dict[str, dict] | None) -> list[str]:
+def _claim_row(row: dict, own: dict[str, dict] | None, yours: Mapping[str, dict]) -> list[str]:
     notes = [h.esc(row["id"]), *([h.esc(row["source"])] if row.get("source") else []), *_links(row)]
     source = f'<span class="sb-source">{" · ".join(notes)}</span>'
     statistic = f'<span class="sb-reason">{h.esc(row["statistic"])}</span>' if row.get("statistic") else ""
@@ -63,20 +81,33 @@ def _claim_row(row: dict, own: dict[str, dict] | None) -> list[str]:
         reported(row),
         f"{h.esc(row.get('size') or h.NONE)}<br>{_seeds(row)}",
     ]
-    return cells if own is None else [*cells, _beside(row, own.get(row["id"]))]
+    return cells if own is None else [*cells, _yours(row, own.get(row["id"]), yours.get(row["id"]))]
 
 
-def _beside(row: dict, own: dict | None) -> str:
-    """What this build measured for the claim, and whether that agrees with the larger record."""
-    if own is None or own.get("size") == row.get("size"):
-        return "the same" if own else h.NONE
-    text = f"{measured(own)}<br>{_verdict(own)}"
-    if own["verdict"] in UNJUDGED or row["verdict"] in UNJUDGED:
-        return text
-    return (
-        text
-        + f'<span class="sb-reason">{"agrees" if own["verdict"] == row["verdict"] else "does not agree"}</span>'
-    )
+def _yours(row: dict, own: dict | None, found: dict | None) -> str:
+    """What this machine measured: beside the committed record of its size, and beside a larger one's verdict."""
+    parts = []
+    if found is None:
+        parts.append("not run here")
+    elif own is not None:
+        parts += [measured(own), h.agreement(found["agreement"], _expected(found))]
+    if own is not None and own.get("size") != row.get("size") and own["value"] is not None:
+        parts += [measured(own) + " (committed)"] if found is None else []
+        parts.append(_verdict(own))
+        if own["verdict"] not in UNJUDGED and row["verdict"] not in UNJUDGED:
+            same = "agrees" if own["verdict"] == row["verdict"] else "does not agree"
+            parts.append(f'<span class="sb-reason">{same} with the {h.esc(row["size"])} size</span>')
+    return "<br>".join(parts)
+
+
+def _expected(found: dict) -> str:
+    """The committed mean and where yours was to be expected, in words."""
+    words = [] if found["committed"] is None else [f"committed {h.number(found['committed'])}"]
+    if found["interval"]:
+        words.append("expected {} to {}".format(*map(h.number, found["interval"])))
+    if found["stale"]:
+        words.append(f"stale: {' and '.join(found['stale'])}")
+    return ", ".join(words)
 
 
 def _verdict(row: dict) -> str:

@@ -176,9 +176,26 @@ def test_scorecard_escapes_and_shows_all():
 
 
 def test_scorecard_says_whether_this_build_agrees():
-    text = book_tables.scorecard([ROW | {"size": "paper"}], [ROW | {"verdict": "differs"}], "laptop")
-    assert "This build (laptop)" in text and "does not agree" in text
-    assert "This build" not in book_tables.scorecard([ROW], [ROW], "laptop")
+    own, found = ROW | {"verdict": "differs"}, {"agreement": "within the interval", "committed": 35.5,
+                                                "interval": [30.5, 40.25], "stale": []}  # fmt: skip
+    text = book_tables.scorecard([ROW | {"size": "paper"}], [own], "laptop", {ROW["id"]: found})
+    for part in (
+        "Yours (laptop)",
+        "does not agree with the paper size",
+        "committed 35.5, expected 30.5 to 40.2",
+    ):
+        assert part in text, part
+    assert "measured 1 claims" in text and "1 *within the interval*" in text
+    # run nowhere here: the committed record of this size is said to be that
+    text = book_tables.scorecard([ROW | {"size": "paper"}], [own], "laptop")
+    assert "not run here" in text and "(committed)" in text and "Does it reproduce here?" not in text
+    assert "Yours" not in book_tables.scorecard([ROW], [ROW], "laptop")
+
+
+def test_yours_escapes_and_says_what_is_stale():
+    found = {"agreement": EVIL, "committed": 1.0, "interval": None, "stale": ["yours"]}
+    text = book_tables.scorecard([ROW], [ROW], "laptop", {ROW["id"]: found})
+    assert "<script" not in text and "stale: yours" in text
 
 
 def test_progress_bars_of_the_run_are_left_out():
@@ -204,9 +221,12 @@ def test_summary_counts_verdicts():
 
 
 def test_every_verdict_has_a_colour_and_a_sign():
-    from safebook import claims
+    from safebook import claims, reproduction
 
     assert set(claims.VERDICTS) == set(book_html.VERDICT_CLASS) == set(book_html.VERDICT_SIGN)
+    assert tuple(book_html.AGREEMENT) == reproduction.WORDS
+    page = (paths.BOOK / "how-to-read.md").read_text(encoding="utf-8")
+    assert all(f"| **{word}** |" in page for word in (*claims.VERDICTS, *reproduction.WORDS))
 
 
 # --- pages of runs ---
@@ -266,7 +286,7 @@ def test_page_of_a_failed_run_keeps_what_there_is(tmp_path):
         "This run failed" in top
         and "ValueError" in top
         and "<script" not in top
-        and "results.json" not in top
+        and 'results.json" download' not in top
     )
     assert "# not a heading" not in "\n".join(_blocks(top))
     assert page.cells[2].outputs[0].output_type == "stream" and page.cells[2].outputs[0].text == "E: v"

@@ -1,0 +1,52 @@
+"""How to run one page again: the command, and a link to Binder where _config.yml names the project's repository."""
+
+import re
+from urllib.parse import quote
+
+import yaml
+
+from safebook import book_html as h
+from safebook import paths
+from safebook.errors import InputError
+
+SETTING = "sphinx.config.html_context.repository"
+FORM = "https://github.com/owner/name or https://github.com/owner/name@branch, or empty"
+
+
+def repository() -> tuple[str, str] | None:
+    """("owner/name", branch or tag) of the one setting in _config.yml; None where it is empty. Raises InputError."""
+    config = yaml.safe_load((paths.ROOT / "_config.yml").read_text(encoding="utf-8"))
+    for key in SETTING.split("."):
+        config = (config or {}).get(key)
+    if not config:
+        return None
+    found = re.fullmatch(r"https://github\.com/([\w.-]+/[\w-][\w.-]*)(?:@([\w./-]+))?", str(config))
+    if found is None:
+        raise InputError(f"_config.yml: {SETTING}", config, FORM)
+    return found[1], found[2] or "main"
+
+
+def binder(template: str) -> str | None:
+    """Address that opens a template, such as `pcfg/01_world.ipynb`, on Binder; its parameters are of the smoke size."""
+    place = repository()
+    if place is None:
+        return None
+    name, branch = place
+    return f"https://mybinder.org/v2/gh/{name}/{quote(branch, safe='')}?labpath={quote('notebooks/' + template, safe='')}"
+
+
+def command(run_id: str, size: str) -> str:
+    """Runs one registered run and trains what it needs first; does nothing where it is up to date."""
+    return (
+        f".venv/bin/snakemake --cores 2 --config size={size} --rerun-triggers params input mtime "
+        f"-- results/{size}/{run_id}/results.json"
+    )
+
+
+def block(run_id: str, template: str, size: str) -> str:
+    """HTML: the exact command behind a page, and the link if there is one."""
+    link = binder(template)
+    more = f" {h.link(link, 'Open its smoke size on Binder')}." if link else ""
+    return (
+        f'<p class="sb-downloads">Run this notebook: <code>{h.esc(command(run_id, size))}</code>.{more}</p>'
+    )

@@ -1,0 +1,107 @@
+"""What this machine measured beside the committed record: the interval by simulation, the marks by construction."""
+
+import json
+import math
+
+import numpy
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from test_claims import ROW
+
+from safebook import claims, registry, reproduction, results
+
+VALUES = st.lists(st.integers(-1000, 1000).map(float), min_size=2, max_size=8, unique=True)
+
+
+def test_the_interval_by_hand():
+    # mean 2, s 1, n 3, k 3: half = t sqrt(2/3)
+    half = stats.t.ppf(0.975, 2) * math.sqrt(2 / 3)
+    assert reproduction.prediction_interval([1.0, 2.0, 3.0], 3) == pytest.approx([2 - half, 2 + half])
+    # one new seed: the interval that the verdict `matches` uses
+    known = claims.Interval.of([1.0, 2.0, 4.0])
+    expected = [known.mean - known.spread, known.mean + known.spread]
+    assert reproduction.prediction_interval([1.0, 2.0, 4.0], 1) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("n", "k"), [(3, 3), (3, 1), (5, 3)])
+def test_it_holds_95_of_100_new_means(n, k):
+    draw = numpy.random.default_rng(0)
+    trials, inside = 4000, 0
+    for old, new in zip(draw.normal(3, 2, (trials, n)), draw.normal(3, 2, (trials, k)).mean(1)):
+        low, high = reproduction.prediction_interval(list(old), k)
+        inside += low <= new <= high
+    assert abs(inside / trials - 0.95) < 4 * math.sqrt(0.95 * 0.05 / trials)
+
+
+@given(VALUES)
+def test_the_same_numbers_are_bit_identical(values):
+    seeds = dict(enumerate(values))
+    assert reproduction.compare(seeds, dict(seeds))[0] == reproduction.IDENTICAL
+    assert reproduction.compare(seeds, dict(seeds), same_control=False)[0] == reproduction.WITHIN
+
+
+@given(VALUES, st.floats(1.01, 100), st.sampled_from([-1, 1]))
+def test_a_mean_within_or_outside(values, far, sign):
+    low, high = reproduction.prediction_interval(values, len(values))
+    half = (high - low) / 2
+    shift = {far: sign * far * half, 1 / far: sign * half / far}
+    marks = [
+        reproduction.compare(dict(enumerate(values)), {i: v + by for i, v in enumerate(values)})[0]
+        for by in shift.values()
+    ]
+    assert marks == [reproduction.OUTSIDE, reproduction.WITHIN]
+
+
+def test_one_bit_is_not_identical_and_one_seed_gives_no_interval():
+    assert reproduction.compare({0: 1.0, 1: 2.0}, {0: 1.0, 1: math.nextafter(2, 3)})[0] == reproduction.WITHIN
+    assert reproduction.compare({0: 1.0, 1: 1.0}, {0: 1.0, 1: 1.0 + 1e-9})[0] == reproduction.OUTSIDE
+    assert reproduction.compare({0: 1.0}, {0: math.nextafter(1, 2)}) == (reproduction.NO_INTERVAL, None)
+    assert reproduction.compare({0: 1.0}, {0: 1.0}) == (reproduction.IDENTICAL, None)
+
+
+# --- from records ---
+
+CLAIM = claims.parse(ROW | {"run": "toy-01-first", "value": {"metric": "value"}, "control": {
+    "description": "none", "metric": "control"}})  # fmt: skip
+
+
+def record(folder, values, control=0.0, date="2026-01-01T00:00:00+00:00"):
+    rec = results.new("toy-01-first", size="laptop", seeds=[0, 1, 2])
+    rec.inputs_hash = registry.inputs_hash(registry.get("toy-01-first"), "laptop")
+    rec.folder = folder
+    for seed, value in enumerate(values):
+        rec.add("value", value, seed=seed)
+        rec.add("control", control, seed=seed)
+    rec.save()
+    data = json.loads(rec.path.read_text())
+    data["provenance"]["date"] = date
+    rec.path.write_text(json.dumps(data))
+
+
+def test_marks_of_records(toy_checkout, monkeypatch):
+    run = registry.get("toy-01-first")
+    monkeypatch.setattr(claims, "read", lambda: [CLAIM])
+    local, committed = run.folder("laptop"), run.recorded("laptop")
+    assert reproduction.column("laptop") == {}  # not run here
+    record(local, (1.0, 2.0, 3.0))
+    assert reproduction.column("laptop")["C1"]["agreement"] == reproduction.NOTHING
+    record(committed, (1.0, 2.0, 3.0), date="2025-01-01T00:00:00+00:00")
+    found = reproduction.column("laptop")["C1"]
+    assert found["agreement"] == reproduction.IDENTICAL and found["committed"] == 2.0 and not found["stale"]
+    record(committed, (1.0, 2.0, 3.0), control=0.5)
+    assert reproduction.column("laptop")["C1"]["agreement"] == reproduction.WITHIN
+    record(committed, (11.0, 12.0, 13.0))
+    assert reproduction.column("laptop")["C1"]["agreement"] == reproduction.OUTSIDE
+    (committed / results.FILE).write_bytes((local / results.FILE).read_bytes())
+    assert reproduction.column("laptop")["C1"]["agreement"] == reproduction.ITSELF
+    assert reproduction.column("smoke") == {}
+
+
+def test_a_stale_record_says_so(toy_checkout, monkeypatch):
+    run = registry.get("toy-01-first")
+    for folder in (run.folder("laptop"), run.recorded("laptop")):
+        record(folder, (1.0, 2.0, 3.0))
+    monkeypatch.setattr(registry, "inputs_hash", lambda run, size: "changed")
+    assert reproduction.marks([CLAIM], run, "laptop")["C1"]["stale"] == ["yours", "the committed one"]
