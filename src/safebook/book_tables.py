@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 
 from safebook import book_html as h
 from safebook.book_pages import download_name
@@ -217,7 +218,7 @@ def summary(rows: Sequence[dict], size: str) -> str:
             f"<li>{_verdict(row)} {h.esc(row['statement'])} "
             f'<span class="sb-source">measured {measured(row)}, {_seeds(row)}, {h.esc(row.get("size"))} size'
             f"{_page_link(row)}</span></li>"
-            for row in judged[:MAX_FINDINGS]
+            for row in _in_turn(judged)[:MAX_FINDINGS]
         )
         parts.append(f'<ul class="sb-findings">{items}</ul>')
     else:
@@ -225,6 +226,12 @@ def summary(rows: Sequence[dict], size: str) -> str:
             "No claim has been judged yet: that takes at least three seeds, `make book SIZE=laptop`."
         )
     return "\n\n".join(parts) + "\n"
+
+
+def _in_turn(rows: Sequence[dict]) -> list[dict]:
+    """The first row of every part in the order of the book, then the second of every part, and so on."""
+    by_paper = [[row for row in rows if row["paper"] == paper] for paper in _papers(rows)]
+    return [row for turn in zip_longest(*by_paper) for row in turn if row is not None]
 
 
 def _page_link(row: dict) -> str:
