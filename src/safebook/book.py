@@ -45,6 +45,7 @@ def assemble(size: str) -> list[book_state.RunView]:
     pages["scorecard.md"] = book_tables.scorecard(best, here, size, reproduction.column(size))
     pages["status.md"] = book_tables.status(views, recorded, size)
     pages["summary.md"] = book_tables.summary(best, size)
+    pages["in_short.md"] = findings.short(best, book_tables.PAPERS)
     # Every part has its page of findings, also before the first claim: its chapter includes it.
     for paper in dict.fromkeys([*(run.paper for run in registry.RUNS), *(row["paper"] for row in best)]):
         pages[f"findings_{paper}.md"] = findings.page(paper, best)

@@ -15,6 +15,8 @@ from safebook import paths
 from safebook.errors import InputError
 
 FILE = "findings.yaml"
+#: The observation that sums a part up, for the page of all parts.
+SHORT = "In five sentences"
 PLACE = re.compile(r"\{([a-z]+-\w+)\.(\w+)(?::(\w+))?\}")
 FIELDS = ("value", "low", "high", "control")
 #: How a number may be shown: a share as percent, a logarithm as the factor that it stands for.
@@ -94,6 +96,21 @@ def page(paper: str, scorecard: Sequence[dict]) -> str:
                 ":::{warning}\nThis text was written for other verdicts: " + "; ".join(different) + ".\n:::"
             )
         parts.append(fill(finding.believe.strip(), rows))
-        marks = [f"{h.esc(claim)} {h.verdict(rows[claim]['verdict'])}" for claim in finding.verdicts]
-        parts.append(f'<p class="sb-source">{" · ".join(marks)}</p>')
+        if marks := [f"{h.esc(claim)} {h.verdict(rows[claim]['verdict'])}" for claim in finding.verdicts]:
+            parts.append(f'<p class="sb-source">{" · ".join(marks)}</p>')
+    return "\n\n".join(parts) + "\n" if parts else "Nothing is judged yet.\n"
+
+
+def short(scorecard: Sequence[dict], papers: Mapping[str, str]) -> str:
+    """Markdown: every part that has been summed up, in five sentences, under a link to its chapter.
+
+    papers: the name of each part, in the order of the book; a part's chapter is the page of its key.
+    """
+    rows = {row["id"]: row for row in scorecard}
+    texts = {finding.paper: finding.believe for finding in read() if finding.observation == SHORT}
+    parts = [
+        f"## [{name}]({paper}.md)\n\n{fill(texts[paper].strip(), rows)}"
+        for paper, name in papers.items()
+        if paper in texts
+    ]
     return "\n\n".join(parts) + "\n" if parts else "Nothing is judged yet.\n"

@@ -76,3 +76,10 @@ def test_every_claim_is_in_a_finding():
         assert told == {
             claim.id for claim in claims.read() if claim.paper in {f.paper for f in findings.read()}
         }
+
+
+def test_a_part_is_summed_up_in_five_sentences_with_numbers_from_the_scorecard(monkeypatch, tmp_path):
+    written(monkeypatch, tmp_path, observation=findings.SHORT, verdicts={})
+    page = findings.short([ROW], {"spf": "Part 3", "pcfg": "Part 1"})
+    assert page.startswith("## [Part 1](pcfg.md)") and "2.83-fold" in page and "Part 3" not in page
+    assert "sb-source" not in findings.page("pcfg", [ROW])  # no empty list of verdicts
