@@ -83,3 +83,10 @@ def test_a_part_is_summed_up_in_five_sentences_with_numbers_from_the_scorecard(m
     page = findings.short([ROW], {"spf": "Part 3", "pcfg": "Part 1"})
     assert page.startswith("## [Part 1](pcfg.md)") and "2.83-fold" in page and "Part 3" not in page
     assert "sb-source" not in findings.page("pcfg", [ROW])  # no empty list of verdicts
+
+
+def test_the_committed_summaries_have_five_sentences():
+    texts = {row.paper: row.believe for row in findings.read() if row.observation == findings.SHORT}
+    assert {"pcfg", "llama", "safetylock", "spf", "synthesis"} == set(texts)
+    for paper, text in texts.items():
+        assert len(re.findall(r"[.!?](?=\s|$)", text)) == 5, paper
