@@ -1,6 +1,7 @@
 """Records of the conflict of gradients: relations that hold whatever was measured."""
 
 import pytest
+import torch
 from test_records import records
 
 from safebook import gradient_samples, results
@@ -24,19 +25,21 @@ def test_every_anchor_meets_every_set_at_every_stage(folder):
     assert set(r.tables["layers"]["layer"]) == set(range(-1, depth + 1))
 
 
-@records(RUN)
-def test_answering_forbidden_requests_conflicts_with_refusing_them(folder):
-    """The positive control: if the measure does not see this, it sees nothing."""
-    r = results.load(folder)
-    if r.size == "smoke":
-        pytest.skip("the smoke models have not learned to refuse")
-    table = r.tables["cosines"]
-    part = table[(table["stage"] == "aligned") & (table["set"] == "compliance")].set_index("anchor")["mean"]
-    assert (part["refusal"] < 0).all()
-    harmless = table[
-        (table["stage"] == "aligned") & (table["anchor"] == "refusal") & table["set"].isin(TASKS)
-    ]
-    assert part["refusal"].mean() < harmless["mean"].mean()
+def test_one_of_many_wordings_is_no_opposite_of_an_answer():
+    """Why the positive control can fail: of a refusal that the model gives anyway, the loss that is left is about wording.
+
+    Next-token logits of a model that spreads its refusals over equally likely first words: there the gradients of one
+    wording and of an answer are orthogonal. With a single wording they oppose each other, if anything of it is left to learn.
+    """
+
+    def product(refusals):
+        logits = torch.cat([torch.zeros(refusals), torch.tensor([-9.0])]).double().requires_grad_()
+        losses = [-logits.log_softmax(0)[i] for i in (0, refusals)]  # one refusal, the answer
+        one, answer = (torch.autograd.grad(loss, logits, retain_graph=True)[0] for loss in losses)
+        return float(torch.cosine_similarity(one, answer, dim=0))
+
+    assert abs(product(8)) < 1e-3
+    assert product(1) < -0.999
 
 
 @records(RUN)
