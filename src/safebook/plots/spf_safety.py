@@ -208,7 +208,7 @@ def dial(record: "Record") -> Figure:
         axis.set_title(set_name(data), fontsize=10)
         axis.set(xscale="log", xlabel="learning rate (log scale)", ylim=(-0.05, 1.05))
         rates = sorted(set(part["rate"]))
-        axis.set_xticks(rates, [f"{rate:.0e}".replace("e-0", "e-") for rate in rates])
+        axis.set_xticks(rates, [f"{rate:.1e}".replace(".0e", "e").replace("e-0", "e-") for rate in rates])
         axis.minorticks_off()
     axes[0].set_ylabel("share of answers")
     legend_below(figure, axes[0], 3, fontsize=8)
