@@ -41,7 +41,7 @@ RUNS: tuple[Run, ...] = (
         paper="spf",
         artifacts=(CHAT_BASE, CHAT_ALIGNED),
         modules=(*ARMS, *GRADIENTS, "spf_measures.py"),
-        drawing=drawing("spf", "spf_conflict"),
+        drawing=drawing("spf", "spf_conflict", "spf_safety"),
         groups=groups(
             laptop={
                 "anchors": 8,
@@ -257,7 +257,7 @@ RUNS: tuple[Run, ...] = (
         paper="spf",
         artifacts=(CHAT_ALIGNED,),
         modules=(*ARMS, "spf_measures.py", "spf_theory.py", "subspaces.py", "tokenized.py"),
-        drawing=drawing("spf_theory"),
+        drawing=drawing("spf_theory", "spf_safety"),
         groups=groups(
             laptop={
                 "ranks": [0.03125, 0.125],

@@ -27,6 +27,13 @@ def records(run_id):
     )
 
 
+def rates(folder, key):
+    """A record's table `rates` with a column a metric, a row for each combination of the columns `key`."""
+    table = results.load(folder).tables["rates"]
+    assert not table.duplicated([*key, "metric"]).any()
+    return table.pivot(index=key, columns="metric", values="value")
+
+
 def test_the_book_has_records_to_check():
     """`make test` builds the smoke book before it runs the tests."""
     assert {run.id for run, size, _ in RECORDS if size == "smoke"} == {run.id for run in registry.RUNS}

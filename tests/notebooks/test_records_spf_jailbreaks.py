@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from test_records import records
+from test_records import rates, records
 
 from safebook import paths, results
 from safebook.plots import spf_jailbreaks as figures
@@ -17,9 +17,7 @@ SEARCHED = ["template search", "suffix"]
 
 
 def wide(folder):
-    table = results.load(folder).tables["rates"]
-    assert not table.duplicated([*KEY, "metric"]).any()
-    return table.pivot(index=KEY, columns="metric", values="value")
+    return rates(folder, KEY)
 
 
 @records(RUN)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 KINDS = {
     "safety": ("refusals, varied wording", COLOURS["safe"], "o"),
     "one wording": ("refusals, one wording", "#56b4e9", "s"),
-    "sums": ("sums (known)", COLOURS["comply"], "^"),
-    "lookup": ("lookup (known)", "#ca9161", "v"),
+    "sums": ("sums (taught before)", COLOURS["comply"], "^"),
+    "lookup": ("lookup (taught before)", "#ca9161", "v"),
     "sorting": ("sorting (new)", "#de8f05", "<"),
     "rewriting": ("rewriting (new)", "#cc78bc", ">"),
     "benign": ("harmless requests, answered", COLOURS["null"], "D"),

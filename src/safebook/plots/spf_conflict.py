@@ -8,20 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.figure import Figure
 
-from safebook.plots import COLOURS, done, legend_below, panels
+from safebook.plots import done, legend_below, panels, spf_safety
 from safebook.plots.spf import ANCHORS, KINDS, STAGES, kinds, name, stages, whole_steps
 
 if TYPE_CHECKING:
     from safebook.results import Record
 
 #: Arm -> name, colour, mark.
-ARMS = {
-    "aligned": ("aligned, before", "0.3", "P"),
-    "sft": ("plain fine-tuning", COLOURS["unsafe"], "o"),
-    "spf": ("SPF", COLOURS["safe"], "D"),
-    "random subspace": ("random subspace, equal rank", "#56b4e9", "^"),
-    "mixing": ("loss mixing, same anchor", COLOURS["comply"], "s"),
-}
+ARMS = {arm: spf_safety.ARMS[arm] for arm in ("aligned", "sft", "spf", "random subspace", "mixing")}
 #: Column of `behaviour`, label.
 MEASURES = (
     ("refusal", "refused, harmful\n(share, ↑ safer)"),

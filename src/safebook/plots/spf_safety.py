@@ -68,7 +68,7 @@ def in_order(arms) -> list[str]:
 def set_name(data: str) -> str:
     """A data set's name in the book."""
     task, plus, percent = data.partition("+")
-    return f"{SETS[task]} and {percent} % harmful rows" if plus else SETS[task]
+    return f"{SETS[task]} and {percent} % harmful rows" if plus else SETS.get(data, data)
 
 
 def measures_of(table: pd.DataFrame) -> list[tuple[str, str, str, str]]:

@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from safebook.plots import COLOURS, done, legend_below, panels
+from safebook.plots.spf_safety import SETS, set_name
 
 if TYPE_CHECKING:
     from safebook.results import Record
@@ -29,24 +30,11 @@ SUBSPACES = {
     "utility": ("directions of one row of the set", "#ca9161", "o"),
 }
 OPTIMISERS = {"sgd": "SGD", "adamw 0.5": "AdamW, momentum of the paper", "adamw 0.9": "AdamW, usual momentum"}
-SETS = {
-    "harm": "harmful rows",
-    "sums": "sums (known)",
-    "lookup": "lookup (known)",
-    "sorting": "sorting (new)",
-    "rewriting": "rewriting (new)",
-}
 
 
 def name(arm: str) -> str:
     """An arm's name in the book."""
     return ARMS[arm][0]
-
-
-def set_name(data: str) -> str:
-    """A data set's name in the book."""
-    task, plus, percent = data.partition("+")
-    return f"{SETS[task]} and {percent} % harmful rows" if plus else SETS.get(data, data)
 
 
 def reported(table: pd.DataFrame) -> dict[str, tuple[float, float]]:
