@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from safebook import book_node, book_pages, book_post, book_state, book_tables, paths
+from safebook import book_figures, book_node, book_pages, book_post, book_state, book_tables, paths
 
 BUILD_TIMEOUT_S = 900
 
@@ -45,7 +45,9 @@ def assemble(size: str) -> list[book_state.RunView]:
     pages["scorecard.md"] = book_tables.scorecard(best, here, size, reproduction.column(size))
     pages["status.md"] = book_tables.status(views, recorded, size)
     pages["summary.md"] = book_tables.summary(best, size)
-    pages["in_short.md"] = findings.short(best, book_tables.PAPERS)
+    images, figures = book_figures.pages()
+    pages |= images
+    pages["in_short.md"] = findings.short(best, book_tables.PAPERS, figures)
     # Every part has its page of findings, also before the first claim: its chapter includes it.
     for paper in dict.fromkeys([*(run.paper for run in registry.RUNS), *(row["paper"] for row in best)]):
         pages[f"findings_{paper}.md"] = findings.page(paper, best)

@@ -101,15 +101,20 @@ def page(paper: str, scorecard: Sequence[dict]) -> str:
     return "\n\n".join(parts) + "\n" if parts else "Nothing is judged yet.\n"
 
 
-def short(scorecard: Sequence[dict], papers: Mapping[str, str]) -> str:
-    """Markdown: every part that has been summed up, in five sentences, under a link to its chapter.
+def short(
+    scorecard: Sequence[dict], papers: Mapping[str, str], figures: Mapping[str, str] | None = None
+) -> str:
+    """Markdown: every part that has been summed up, in five sentences and a figure, under a link to its chapter.
 
     papers: the name of each part, in the order of the book; a part's chapter is the page of its key.
+    figures: part -> Markdown of its figure, for those that have one.
     """
     rows = {row["id"]: row for row in scorecard}
     texts = {finding.paper: finding.believe for finding in read() if finding.observation == SHORT}
     parts = [
-        f"## [{name}]({paper}.md)\n\n{fill(texts[paper].strip(), rows)}"
+        "\n\n".join(
+            [f"## [{name}]({paper}.md)", fill(texts[paper].strip(), rows), (figures or {}).get(paper, "")]
+        ).strip()
         for paper, name in papers.items()
         if paper in texts
     ]
