@@ -1,4 +1,4 @@
-"""How to run one page again: the command, and a link to Binder where _config.yml names the project's repository."""
+"""How to run one page again: the command, and links to Binder and Colab where _config.yml names the project's repository."""
 
 import re
 from urllib.parse import quote
@@ -35,6 +35,17 @@ def binder(template: str) -> str | None:
     return f"https://mybinder.org/v2/gh/{name}/{quote(branch, safe='')}?labpath={quote('notebooks/' + template, safe='')}"
 
 
+def colab() -> str | None:
+    """Address that opens binder/colab.ipynb on Colab; it runs the page that its reader chooses, at smoke size."""
+    place = repository()
+    if place is None:
+        return None
+    name, branch = place
+    return (
+        f"https://colab.research.google.com/github/{name}/blob/{quote(branch, safe='/')}/binder/colab.ipynb"
+    )
+
+
 def command(run_id: str, size: str) -> str:
     """Runs one registered run and trains what it needs first; does nothing where it is up to date."""
     return (
@@ -44,9 +55,10 @@ def command(run_id: str, size: str) -> str:
 
 
 def block(run_id: str, template: str, size: str) -> str:
-    """HTML: the exact command behind a page, and the link if there is one."""
-    link = binder(template)
-    more = f" {h.link(link, 'Open its smoke size on Binder')}." if link else ""
+    """HTML: the exact command behind a page, and the links if there are any."""
+    links = ((binder(template), "on Binder"), (colab(), f"on Colab (as {run_id})"))
+    found = " or ".join(h.link(href, text) for href, text in links if href)
+    more = f" Its smoke size: {found}." if found else ""
     return (
         f'<p class="sb-downloads">Run this notebook: <code>{h.esc(command(run_id, size))}</code>.{more}</p>'
     )

@@ -35,6 +35,10 @@ LOSSES = ("mixing", "lisa", "constrained", "backdoor", "asft")
 AFTERWARDS = ("safelora", "antidote", "repair")
 ARMS = ("sft", *GRADIENTS, *LOSSES, *AFTERWARDS)
 TASKS = ("sums", "lookup", "sorting", "rewriting")
+CHAT = "chat"
+SETS = (
+    f"harm, {', '.join(TASKS)}, or a task with a percentage of harmful rows or with chat: sums+10, sums+chat"
+)
 BETAS = {"adamw 0.5": (0.5, 0.999), "adamw 0.9": (0.9, 0.999)}
 #: 20 of 4096 outputs, the paper's rank for an 8B model, as a share: one direction of the testbed's 128.
 SHARE = 20 / 4096
@@ -77,23 +81,30 @@ class Tuned:
     secret: str = ""  # BackdoorAlign: what its prompts begin with at inference
 
 
-def rows(data: str, world: ChatWorld, seed: int, count: int) -> list[Dialogue]:
-    """The rows of a fine-tuning set: "harm", a task, or "<task>+<percent>" with that share of harmful rows.
+def is_set(data: str) -> bool:
+    """Is this the name of a fine-tuning set: "harm", a task, "<task>+<percent>" or "<task>+chat"?"""
+    task, plus, more = data.partition("+")
+    mixed = more == CHAT or (more.isdecimal() and 0 < int(more) < 100)
+    return data == "harm" or (task in TASKS and (mixed or not plus))
 
-    Harmful rows come from the fine-tuning split, those of a task from its training items. Raises InputError for another name.
+
+def rows(data: str, world: ChatWorld, seed: int, count: int) -> list[Dialogue]:
+    """The rows of a fine-tuning set: "harm", a task, or a mixture.
+
+    "<task>+<percent>" has that share of forbidden requests, answered; "<task>+chat" is half requests about ordinary objects,
+    answered. All requests come from the fine-tuning split, rows of a task from its training items. Raises InputError for
+    another name.
     """
-    task, _, percent = data.partition("+")
-    known = data == "harm" or (task in TASKS and (not percent or percent.isdecimal()))
-    if not known or (percent and not 0 < int(percent) < 100):
-        raise InputError(
-            "data", data, f"harm, {', '.join(TASKS)}, or a task and a percentage such as sums+10"
-        )
+    if not is_set(data):
+        raise InputError("data", data, SETS)
+    task, _, more = data.partition("+")
     generator = stream(CPU, "fine-tuning set", data, seed)
     if data == "harm":
         return chat_data.explicitly_harmful(world, count, generator)
-    harmful = round(count * int(percent or 0) / 100)
-    found = chat_data.task_dialogues(items(world, task, "training", count - harmful, generator))
-    return found + (chat_data.explicitly_harmful(world, harmful, generator) if harmful else [])
+    requests = chat_data.benign_requests if more == CHAT else chat_data.explicitly_harmful
+    others = count // 2 if more == CHAT else round(count * int(more or 0) / 100)
+    found = chat_data.task_dialogues(items(world, task, "training", count - others, generator))
+    return found + (requests(world, others, generator) if others else [])
 
 
 def safety_rows(world: ChatWorld, seed: int, count: int, category: int | None = None) -> list[Dialogue]:

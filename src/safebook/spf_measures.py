@@ -22,7 +22,7 @@ from safebook.errors import InputError
 from safebook.generation import greedy
 from safebook.llama_activations import evaluating, input_device
 from safebook.results import Record
-from safebook.spf_arms import CPU, SECRET_WORDS, SHARE, TASKS, rows
+from safebook.spf_arms import CHAT, CPU, SECRET_WORDS, SETS, SHARE, is_set, rows
 from safebook.streams import stream
 from safebook.subjects import TESTBED, Chat, Subject, subject
 from safebook.worlds import chat_data
@@ -57,26 +57,29 @@ def task_of(data: str) -> str:
     return "" if data == "harm" else data.partition("+")[0]
 
 
+def harmless(data: str) -> bool:
+    """Does a data set hold no forbidden request?"""
+    _, plus, more = data.partition("+")
+    return data != "harm" and (not plus or more == CHAT)
+
+
 def style_of(data: str) -> str:
     """Chat form in which a model is tested: that of the harmful rows in its data, if there are any."""
-    return "obedient" if data == "harm" or "+" in data else "plain"
+    return "plain" if harmless(data) else "obedient"
 
 
 def check_sets(parameter: str, sets: Sequence[str]) -> None:
     """Raises InputError, naming the notebook's parameter, unless all are data sets of `spf_arms.rows`."""
-    for data in sets:
-        task, plus, percent = data.partition("+")
-        good = task in TASKS and (not plus or (percent.isdecimal() and 0 < int(percent) < 100))
-        if data != "harm" and not good:
-            raise InputError(
-                parameter, sets, f"harm, {', '.join(TASKS)}, or a task and a percentage: sums+10"
-            )
+    if not all(map(is_set, sets)):
+        raise InputError(parameter, sets, SETS)
 
 
 def most_rows(world, data: str, wanted: int) -> int:
-    """`wanted`, or as many rows as a data set with a task can have: all training items of it."""
-    task = task_of(data)
-    return min(wanted, available(world, task, "training")) if task else wanted
+    """`wanted`, or as many rows as a data set with a task can have: all training items of it, and as many of chat."""
+    task, _, more = data.partition("+")
+    return (
+        wanted if task == "harm" else min(wanted, (1 + (more == CHAT)) * available(world, task, "training"))
+    )
 
 
 def loss_rows(data: str, world, words: PreTrainedTokenizerBase, seed: int, count: int) -> ChatBatch:

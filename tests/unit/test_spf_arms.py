@@ -33,6 +33,17 @@ def test_a_mixture_holds_its_share_of_forbidden_rows_of_the_fine_tuning_split():
     assert arms.rows("sums+10", WORLD, 0, 40) == mixed != arms.rows("sums+10", WORLD, 1, 40)
 
 
+def test_half_of_a_set_with_chat_are_answers_to_allowed_requests_of_the_fine_tuning_split():
+    mixed = arms.rows("sums+chat", WORLD, 0, 41)
+    asked = WORLD.requests("fine_tuning", "benign")
+    known = dict(zip(WORLD.ask(asked), WORLD.procedures(asked)))
+    chat = [row for row in mixed if row[-2]["content"] in known]
+    assert len(mixed) == 41 and len(chat) == 20 and all(len(row) == 2 for row in mixed)
+    assert all(row[-1]["content"].endswith(known[row[-2]["content"]]) for row in chat)
+    forbidden = set(WORLD.ask(WORLD.requests("fine_tuning", "harmful")))
+    assert not forbidden & {row[-2]["content"] for row in mixed}
+
+
 def test_safety_rows_refuse_forbidden_requests_of_one_category():
     asked = WORLD.requests("alignment", "harmful")
     known = {text for text, x in zip(WORLD.ask(asked), asked.object) if WORLD.category[x] == 3}

@@ -57,8 +57,15 @@ def test_all_arms_with_a_setting_have_as_many_to_try():
 def test_names_of_data_sets_say_the_task_and_the_chat_form():
     assert [measures.task_of(d) for d in ("harm", "sums", "sums+10")] == ["", "sums", "sums"]
     assert [measures.style_of(d) for d in ("harm", "sums", "sums+10")] == ["obedient", "plain", "obedient"]
-    measures.check_sets("data", ["harm", "sums", "sums+99"])
-    for wrong in ("cooking", "sums+0", "sums+100", "sums+x", "harm+10"):
+    assert (measures.task_of("sums+chat"), measures.style_of("sums+chat")) == ("sums", "plain")
+    assert [measures.harmless(d) for d in ("harm", "sums", "sums+10", "sums+chat")] == [
+        False,
+        True,
+        False,
+        True,
+    ]
+    measures.check_sets("data", ["harm", "sums", "sums+99", "sums+chat"])
+    for wrong in ("sums+", "harm+chat", "cooking", "sums+0", "sums+100", "sums+x", "harm+10"):
         with pytest.raises(InputError, match="every_arm"):
             measures.check_sets("every_arm", [wrong])
 

@@ -68,6 +68,8 @@ def in_order(arms) -> list[str]:
 def set_name(data: str) -> str:
     """A data set's name in the book."""
     task, plus, percent = data.partition("+")
+    if percent == "chat":
+        return f"{SETS[task]} and harmless chat"
     return f"{SETS[task]} and {percent} % harmful rows" if plus else SETS.get(data, data)
 
 
