@@ -1,6 +1,5 @@
 """The one figure of each part on the page "In short", drawn from the best record that is committed."""
 
-import io
 from typing import Literal
 
 import yaml
@@ -11,7 +10,6 @@ from safebook import paths, results
 from safebook.errors import InputError
 
 FILE = "in_short.yaml"
-DPI = 110
 
 
 class Row(BaseModel):
@@ -74,11 +72,8 @@ def _directive(picture: Picture, record: results.Record, name: str) -> str:
 
 
 def _png(picture: Picture, record: results.Record) -> bytes:
-    from safebook import plots
+    from safebook import plots, widgets
     from safebook.plots import in_short
 
     plots.style()
-    figure = in_short.rows(record, picture.metric, picture.rows, picture.axis, picture.none)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
-    return buffer.getvalue()
+    return widgets.png(in_short.rows(record, picture.metric, picture.rows, picture.axis, picture.none))

@@ -266,6 +266,20 @@ def committed(run_id: str, above: str = "smoke") -> Record | None:
     return None
 
 
+def of_seed(record: Record, seed: int) -> Record:
+    """The part of a record that one of its seeds measured, for the same figures. Raises RecordError for another seed."""
+    if seed not in record.seeds:
+        raise RecordError(f"seed {seed!r} is not among the run's seeds {record.seeds}")
+    part = Record(record.run, record.size, [seed], record.parameters, record.folder, record.inputs_hash)
+    part.provenance = record.provenance
+    part._scalars = {key: s for key, s in record._scalars.items() if s.seed in (seed, None)}
+    for name, frame in record.tables.items():
+        if "seed" in frame:
+            frame = frame[frame["seed"] == seed]
+        part.tables.text[name] = frame.to_csv(index=False, lineterminator="\n")
+    return part
+
+
 def remove(folder: Path) -> None:
     """Delete the record in this folder, if any: results.json, then the tables it names, nothing else."""
     path = folder / FILE

@@ -1,13 +1,15 @@
 """Figures for the book: with alternative text, and with a slider that works in a static page.
 
 A slider is possible there because its figures are drawn beforehand and the browser links it to their stack.
-Use `figure` for one figure, `slider_figures` for a family of figures along one axis (a layer, a step).
+Use `figure` for one figure, `slider_figures` for a family of figures along one axis (a layer, a step), `live` for what
+an open notebook can draw anew at once.
 """
 
 import base64
 import html
 import io
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from safebook.errors import InputError
@@ -23,9 +25,9 @@ def figure(fig: "Figure", alt: str, dpi: int = DPI) -> None:
     from IPython.display import display
 
     _check_alt("alt", alt)
-    png = base64.b64encode(_png(fig, dpi)).decode()
+    data = base64.b64encode(png(fig, dpi)).decode()
     # The book takes the alternative text from the output's metadata.
-    display({"image/png": png, "text/plain": alt}, raw=True, metadata={"image/png": {"alt": alt}})
+    display({"image/png": data, "text/plain": alt}, raw=True, metadata={"image/png": {"alt": alt}})
 
 
 def slider_figures(
@@ -56,7 +58,7 @@ def slider_figures(
     for text in alt:
         _check_alt("alt", text)
 
-    images = [_img(_png(fig, dpi), text) for fig, text in zip(figures, alt, strict=True)]
+    images = [_img(png(fig, dpi), text) for fig, text in zip(figures, alt, strict=True)]
     slider = widgets.SelectionSlider(
         options=list(labels), index=default, description=description,
         style={"description_width": "initial"}, layout=widgets.Layout(width="min(100%, 30em)"),
@@ -77,7 +79,30 @@ def slider_figures(
     display(box)
 
 
-def _png(fig: "Figure", dpi: int) -> bytes:
+def live(draw: Callable[..., "Figure"], alt: str, **choices: Sequence):
+    """In an open notebook: a slider for each of `choices`, and `draw(**chosen)`, drawn anew at every change.
+
+    An executed page has no kernel to answer, so there nothing is displayed; the figures beside it are those of `figure` and
+    `slider_figures`. Returns the widget, or None on such a page. Raises InputError for a choice without a value.
+    """
+    for name, values in choices.items():
+        if not len(values):
+            raise InputError(name, list(values), "at least one value")
+    if os.environ.get("SAFEBOOK_RECORD_DIR"):  # set wherever a notebook is executed for a record
+        return None
+    import ipywidgets as widgets
+    from IPython.display import display
+
+    sliders = {
+        name: widgets.SelectionSlider(options=list(values), description=name)
+        for name, values in choices.items()
+    }
+    box = widgets.interactive(lambda **chosen: figure(draw(**chosen), alt), **sliders)
+    display(box)
+    return box
+
+
+def png(fig: "Figure", dpi: int = DPI) -> bytes:
     """Draw the figure, on white also for dark pages, and close it. No metadata: same figure, same bytes."""
     import matplotlib.pyplot as plt
     from PIL import Image

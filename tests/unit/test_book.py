@@ -391,6 +391,50 @@ def test_slider_shows_default_and_links(monkeypatch):
     assert slider.index == stack.selected_index == 1 and len(stack.children) == 3
 
 
+def test_live_sliders_draw_anew_at_every_change(monkeypatch):
+    import IPython.display
+
+    monkeypatch.delenv("SAFEBOOK_RECORD_DIR", raising=False)
+    monkeypatch.setattr(IPython.display, "display", lambda *_, **__: None)
+    drawn = []
+
+    def draw(layer, seed):
+        drawn.append((layer, seed))
+        return _figures(1)[0]
+
+    box = widgets.live(draw, "A figure of what was chosen.", layer=[1, 2], seed=[0, 5])
+    box.update()
+    layer, seed = (child for child in box.children if hasattr(child, "options"))
+    seed.value = 5
+    layer.value = 2
+    assert drawn[-3:] == [(1, 0), (1, 5), (2, 5)]
+    with pytest.raises(InputError, match="seed"):
+        widgets.live(draw, "A figure of what was chosen.", layer=[1], seed=[])
+
+
+def test_an_executed_page_has_no_live_sliders(monkeypatch):
+    monkeypatch.setenv("SAFEBOOK_RECORD_DIR", "somewhere")
+    assert widgets.live(None, "A figure of what was chosen.", seed=[0]) is None
+
+
+def test_what_is_live_can_be_drawn_for_every_seed_of_the_committed_record():
+    from safebook import results
+    from safebook.plots import features, lock_ablations, spf_ablations, spf_deep
+
+    pages = {
+        "pcfg-04-feature-space": features.tau_by_layer,
+        "safetylock-07-ablations": lambda r: lock_ablations.over_strength(
+            r, int(r.tables["curves"].query("kind == 'grid'")["count"].max())
+        ),
+        "spf-05-deep-finetuning": lambda r: spf_deep.at_depth(r, int(r.tables["epochs"]["epochs"].max())),
+        "spf-07-ablations": lambda r: spf_ablations.at_rank(r, float(r.tables["ranks"]["share"].max())),
+    }
+    for run, draw in pages.items():
+        record = results.committed(run)
+        pictures = [widgets.png(draw(results.of_seed(record, seed)), 40) for seed in record.seeds]
+        assert len(set(pictures)) == len(record.seeds) > 1, run  # every seed looks different
+
+
 @pytest.mark.parametrize(
     ("labels", "alt", "default", "name"),
     [

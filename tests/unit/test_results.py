@@ -254,3 +254,17 @@ def test_tables_keep_every_bit(values):
     rec = results.Record(RUN, "smoke", [0], {}, Path("nowhere"), "a" * 64)
     rec.table("t", pd.DataFrame({"x": values}))
     assert rec.tables["t"].x.astype(float).tolist() == values
+
+
+def test_the_part_of_one_seed_holds_its_numbers_and_those_of_no_seed(rec):
+    rec.add("tau", 1.0, seed=0, layer=1)
+    rec.add("tau", 2.0, seed=1, layer=1)
+    rec.add("width", 128.0)
+    rec.table("by_layer", pd.DataFrame({"seed": [0, 1, 1], "tau": [0.1, 0.2, 0.3]}))
+    rec.table("grammar", pd.DataFrame({"rule": ["a", "b"]}))
+    part = results.of_seed(rec, 1)
+    assert part.scalars("tau") == {1: 2.0} and part.scalars("width") == {None: 128.0} and part.seeds == [1]
+    assert part.tables["by_layer"].tau.tolist() == [0.2, 0.3] and len(part.tables["grammar"]) == 2
+    assert len(rec.tables["by_layer"]) == 3 and rec.scalars("tau") == {0: 1.0, 1: 2.0}
+    with pytest.raises(RecordError, match="seed 7"):
+        results.of_seed(rec, 7)
