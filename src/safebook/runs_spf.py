@@ -20,6 +20,9 @@ ARMS = (
 # What gradients are taken of, and what is measured on them.
 GRADIENTS = ("gradient_samples.py", "gradient_tables.py", "subspaces.py")
 
+#: Seeds at laptop size of the insights and of the main comparison; the other pages have three.
+FIVE = {"seeds": [0, 1, 2, 3, 4]}
+
 RUNS: tuple[Run, ...] = (
     Run(
         id="spf-01-spectra",
@@ -30,7 +33,7 @@ RUNS: tuple[Run, ...] = (
         modules=(*ARMS, *GRADIENTS),
         drawing=drawing("spf", "spf_spectra"),
         groups=groups(
-            laptop={"singles": 20, "batch": 64},
+            laptop=FIVE | {"singles": 20, "batch": 64},
             paper={"singles": 20, "batch": 128, "ranks": [1, 2, 4, 8, 16, 32, 64, 128]},
         ),
     ),
@@ -43,7 +46,8 @@ RUNS: tuple[Run, ...] = (
         modules=(*ARMS, *GRADIENTS, "spf_measures.py"),
         drawing=drawing("spf", "spf_conflict", "spf_safety"),
         groups=groups(
-            laptop={
+            laptop=FIVE
+            | {
                 "anchors": 8,
                 "drawn": 8,
                 "sets": ["sums", "sorting", "rewriting", "harm"],
@@ -77,7 +81,7 @@ RUNS: tuple[Run, ...] = (
         modules=(*ARMS, *GRADIENTS),
         drawing=drawing("spf", "spf_overlap"),
         groups=groups(
-            laptop={"singles": 20, "batch": 64},
+            laptop=FIVE | {"singles": 20, "batch": 64},
             paper={"singles": 20, "batch": 128, "ranks": [1, 2, 4, 8, 16, 32, 64]},
         ),
     ),
@@ -90,7 +94,8 @@ RUNS: tuple[Run, ...] = (
         modules=(*ARMS, "subspaces.py", "spf_measures.py"),
         drawing=(*drawing("spf_safety", "risks"), "attacks.py"),
         groups=groups(
-            laptop={
+            laptop=FIVE
+            | {
                 "samples": 33,
                 "harmless": 16,
                 "questions": 12,
