@@ -98,7 +98,7 @@ RUNS: tuple[Run, ...] = (
             | {
                 "samples": 33,
                 "harmless": 16,
-                "questions": 12,
+                "questions": 36,
                 "choosing": 22,
                 "every_arm": ["harm", "rewriting+10"],
                 "main_arms": ["rewriting+chat"],
