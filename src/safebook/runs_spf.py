@@ -20,9 +20,6 @@ ARMS = (
 # What gradients are taken of, and what is measured on them.
 GRADIENTS = ("gradient_samples.py", "gradient_tables.py", "subspaces.py")
 
-#: Seeds at laptop size of the insights and of the main comparison; the other pages have three.
-FIVE = {"seeds": [0, 1, 2, 3, 4]}
-
 RUNS: tuple[Run, ...] = (
     Run(
         id="spf-01-spectra",
@@ -33,7 +30,7 @@ RUNS: tuple[Run, ...] = (
         modules=(*ARMS, *GRADIENTS),
         drawing=drawing("spf", "spf_spectra"),
         groups=groups(
-            laptop=FIVE | {"singles": 20, "batch": 64},
+            laptop={"singles": 20, "batch": 64},
             paper={"singles": 20, "batch": 128, "ranks": [1, 2, 4, 8, 16, 32, 64, 128]},
         ),
     ),
@@ -46,8 +43,7 @@ RUNS: tuple[Run, ...] = (
         modules=(*ARMS, *GRADIENTS, "spf_measures.py"),
         drawing=drawing("spf", "spf_conflict", "spf_safety"),
         groups=groups(
-            laptop=FIVE
-            | {
+            laptop={
                 "anchors": 8,
                 "drawn": 8,
                 "sets": ["sums", "sorting", "rewriting", "harm"],
@@ -81,7 +77,7 @@ RUNS: tuple[Run, ...] = (
         modules=(*ARMS, *GRADIENTS),
         drawing=drawing("spf", "spf_overlap"),
         groups=groups(
-            laptop=FIVE | {"singles": 20, "batch": 64},
+            laptop={"singles": 20, "batch": 64},
             paper={"singles": 20, "batch": 128, "ranks": [1, 2, 4, 8, 16, 32, 64]},
         ),
     ),
@@ -94,8 +90,7 @@ RUNS: tuple[Run, ...] = (
         modules=(*ARMS, "subspaces.py", "spf_measures.py"),
         drawing=(*drawing("spf_safety", "risks"), "attacks.py"),
         groups=groups(
-            laptop=FIVE
-            | {
+            laptop={
                 "samples": 33,
                 "harmless": 16,
                 "questions": 36,
