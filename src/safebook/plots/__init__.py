@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 COLOURS = {"safe": "#0173b2", "unsafe": "#d55e00", "null": "#949494", "comply": "#029e73", "other": "#ece133"}
 MODELS = {
@@ -65,6 +66,14 @@ def legend_below(figure: Figure, axis: Axes, columns: int, **options) -> None:
     """The legend of one axis, for the whole figure."""
     handles = axis.get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=columns, frameon=False, **options)
+
+
+def log_ticks(axis: Axes) -> None:
+    """Few plain numbers on a logarithmic x axis, also where it spans less than a decade."""
+    low, high = axis.get_xlim()
+    axis.xaxis.set_major_locator(MaxNLocator(4) if high < 10 * low else LogLocator(numticks=5))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
 
 
 def panels(count: int, columns: int = 3, width: float = 3.4, height: float = 2.7, **options):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from matplotlib.figure import Figure
 
-from safebook.plots import COLOURS, done, legend_below, panels
+from safebook.plots import COLOURS, done, legend_below, log_ticks, panels
 
 if TYPE_CHECKING:
     from safebook.results import Record
@@ -118,6 +118,7 @@ def training(record: "Record") -> Figure:
             for value in target[target["arm"] == arm]["value"]:
                 axis.axhline(value, color=shade, lw=1.2, ls="--", alpha=0.8)
         axis.set(xscale="log", ylim=(-0.04, 1.04), xlabel="seconds (log scale)")
+        log_ticks(axis)
         axis.set_ylabel("harmful rate, validation\n(share, ↓ safer)")
         axis.set_title(name(method), fontsize=10)
     axes[0].plot([], [], "o-", color="0.3", ms=4.5, label="a seed")

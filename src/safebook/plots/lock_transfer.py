@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from safebook.plots import COLOURS, done, legend_below, panels, risks
+from safebook.plots import COLOURS, done, legend_below, log_ticks, panels, risks
 from safebook.plots.risks import pooled
 
 if TYPE_CHECKING:
@@ -181,6 +181,7 @@ def growth(record: "Record", bound: float) -> Figure:
         above.set(
             xscale="log", xlabel="change of the weights (relative, log scale)", ylabel="cosine (median)"
         )
+        log_ticks(above)
         safety = table[(table["arm"] == arm) & (table["contrast"] == "safety")]
         keys = list(zip(safety["seed"], safety["model"]))
         for lock, whose in (("none", "both"), ("base", arm)):
@@ -190,6 +191,7 @@ def growth(record: "Record", bound: float) -> Figure:
             below.plot(safety["cosine"], rates_here, marker, color=colour, ms=6, alpha=0.85, label=text)
         below.set(xlabel="cosine of safety (median)", ylabel="harmful rate (share, ↓ safer)")
         below.set_ylim(-0.04, 1.04)
+        below.locator_params(axis="x", nbins=4)
         below.legend(fontsize=8, frameon=False)
     legend_below(figure, axes[0], 5, fontsize=9)
     return done(figure)

@@ -109,6 +109,7 @@ def _heat(axis: "Axes", grid: pd.DataFrame) -> None:
         np.arange(grid.shape[1]) + 0.5, grid.columns, rotation=35, ha="right", rotation_mode="anchor"
     )
     axis.tick_params(labelsize=9, length=0)
+    axis.tick_params(axis="y", rotation=0)
 
 
 def pooled(part: pd.DataFrame) -> tuple[float, float, float]:
