@@ -68,7 +68,7 @@ def _directive(picture: Picture, record: results.Record, name: str) -> str:
     page = f"executed/{registry.get(picture.run).template.removesuffix('.ipynb')}"
     seeds = ", ".join(map(str, record.seeds))
     about = f"{picture.caption} {record.size.capitalize()} size, seeds {seeds}; [where it is from]({page})."
-    return f":::{{figure}} executed/{name}\n:alt: {h.esc(picture.alt)}\n\n{about}\n:::"
+    return f":::{{figure}} executed/{name}\n:alt: {h.esc(picture.alt)}\n:class: sb-figure\n\n{about}\n:::"
 
 
 def _png(picture: Picture, record: results.Record) -> bytes:

@@ -213,6 +213,28 @@ def test_print_shows_the_default_figure(browser, toy):
     tab.close()
 
 
+WIDER_THAN_PAPER = """() => {
+  const seen = e => { const r = e.getBoundingClientRect();
+      return r.width > 0 && r.height > 0 && getComputedStyle(e).visibility !== 'hidden'; };
+  const bars = '.bd-sidebar-primary, .bd-sidebar-secondary, .bd-header, .bd-header-article, .prev-next-area';
+  const wide = e => e.getBoundingClientRect().right > window.innerWidth + 1;
+  return [...document.querySelectorAll(bars)].filter(seen).map(e => e.className)
+    .concat([...document.querySelectorAll('.bd-article *')].filter(e => seen(e) && wide(e)).slice(0, 5)
+      .map(e => `${e.tagName} ${e.className} ${e.textContent.slice(0, 40)}`));
+}"""
+
+
+def test_print_cuts_nothing_off_and_leaves_the_navigation_out(browser, site):
+    tab = browser.new_page(viewport={"width": 718, "height": 1000})  # A4 less margins of one centimetre
+    tab.emulate_media(media="print")
+    found = {}
+    for path in site.pages:
+        tab.goto(path.resolve().as_uri())
+        found[path.name] = tab.evaluate(WIDER_THAN_PAPER)
+    tab.close()
+    assert not {page: what for page, what in found.items() if what}
+
+
 def test_search_works_offline(browser, toy):
     tab = browser.new_page()
     tab.goto(f"{toy.html.as_uri()}/search.html?q=prediction+interval")
