@@ -199,8 +199,10 @@ def readings(record: "Record") -> Figure:
     """AUC of every contrast along either arm's directions: medians over heads, a mark a seed."""
     table = record.tables["readings"]
     names = [r for r in READINGS if r in set(table["reading"])]
-    figure, axes = panels(2, 2, 5.0, 0.5 * len(names) + 1.3, sharey=True, sharex=True)
-    for axis, (arm, (colour, marker, title)) in zip(axes, ARMS.items()):
+    own = {"own": (COLOURS["null"], "D", "a direction of its own")}
+    arms = ARMS | (own if "own" in set(table["arm"]) else {})
+    figure, axes = panels(len(arms), len(arms), 3.6, 0.5 * len(names) + 1.3, sharey=True, sharex=True)
+    for axis, (arm, (colour, marker, title)) in zip(axes, arms.items()):
         for y, reading in enumerate(names):
             part = table[(table["arm"] == arm) & (table["reading"] == reading)].sort_values("seed")
             chosen, every = (part[part["heads"] == which] for which in ("locked", "all"))
@@ -210,7 +212,7 @@ def readings(record: "Record") -> Figure:
             axis.plot(chosen["auc"], steps, marker, color=colour, ms=6)
         axis.axvline(0.5, color="0.3", lw=1, ls=":")
         axis.axhline(3.5, color="0.8", lw=1)
-        axis.set_title(f"directions read at: {title}", fontsize=10)
+        axis.set_title(title if arm == "own" else f"directions read at: {title}", fontsize=10)
         axis.set(xlabel="AUC (share of pairs in the order\nthat the lock pushes towards)", xlim=(-0.04, 1.04))
         axis.grid(axis="y", color="0.92")
     axes[0].set_yticks(range(len(names)), [READINGS[n] for n in names], fontsize=9)
