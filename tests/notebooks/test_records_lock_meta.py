@@ -72,6 +72,9 @@ def test_readings_are_complete_and_agree_with_the_scalars(folder):
         own = {"response": "answers", "prompt": "requests"}
         for arm, name in own.items():
             assert min(r.scalars("auc", arm=arm, reading=name, heads="locked").values()) > 0.65  # a coin: 0.5
+        # a positive control that could tell nothing would prove nothing
+        for name in ("answers", "wording", "requests", "matched requests"):
+            assert min(r.scalars("auc", arm="own", reading=name, heads="all").values()) > 0.65
 
 
 @records(RUN)
