@@ -8,7 +8,7 @@ from test_records import records
 from safebook import results
 from safebook import spf_measures as measures
 from safebook.plots import spf_safety as figures
-from safebook.spf_arms import AFTERWARDS, ARMS, TASKS
+from safebook.spf_arms import AFTERWARDS, ARMS
 
 RUN = "spf-04-preserving-safety"
 SHARES = ["harm", "attack_success", "refusal", "broken", "plain_harm", "plain_refusal"]
