@@ -182,3 +182,21 @@ def test_another_tag_or_no_book_is_refused(tmp_path, version):
     done = pack(version, tmp_path, tmp_path)
     assert done.returncode == 1 and "make book SIZE=laptop" in done.stderr
     assert not (tmp_path / "dist").exists()
+
+
+def test_tests_of_one_group_run_in_one_process(tmp_path):
+    """`--dist loadgroup` fails silently: then two browsers open every page, and two SLURMs fight for their ports."""
+    (tmp_path / "test_toy.py").write_text(
+        "import os, pytest\n"
+        "pytestmark = pytest.mark.xdist_group('one')\n"
+        "@pytest.mark.parametrize('i', range(8))\n"
+        f"def test_toy(i): open({str(tmp_path / 'workers')!r}, 'a').write(os.environ['PYTEST_XDIST_WORKER'] + '\\n')\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-n", "2", "--dist", "loadgroup", "-p", "no:cacheprovider"]
+    outside = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
+    done = subprocess.run(
+        [*command, "--rootdir", tmp_path, tmp_path], cwd=tmp_path, env=outside, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
+    workers = (tmp_path / "workers").read_text().split()
+    assert len(workers) == 8 and len(set(workers)) == 1
