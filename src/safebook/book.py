@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from safebook import book_figures, book_node, book_pages, book_post, book_state, book_tables, paths
+from safebook import book_code, book_figures, book_node, book_pages, book_post, book_state, book_tables, paths
 
 BUILD_TIMEOUT_S = 900
 
@@ -42,7 +42,9 @@ def assemble(size: str) -> list[book_state.RunView]:
     for view in (*views, *recorded):
         for path in book_state.files(view):
             pages["files/" + book_pages.download_name(view, path)] = path.read_bytes()
-    pages["scorecard.md"] = book_tables.scorecard(best, here, size, reproduction.column(size))
+    pages["scorecard.md"] = book_tables.scorecard(
+        best, here, size, reproduction.column(size), book_code.links(views)
+    )
     pages["status.md"] = book_tables.status(views, recorded, size)
     pages["summary.md"] = book_tables.summary(best, size)
     images, figures = book_figures.pages()

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import nbformat
 
+from safebook import book_code, book_launch, paths
 from safebook import book_html as h
-from safebook import book_launch, paths
 from safebook.book_notebook import ANSI, clean, unglue
 from safebook.book_state import RunView, files
 
@@ -23,6 +23,7 @@ def page(view: RunView, others: Sequence[RunView] = (), claims_html: str = "") -
         return ".md", _without_notebook(view, others, claims_html)
     notebook = nbformat.read(view.notebook, as_version=4)
     clean(notebook, failed=view.state == "failed")
+    book_code.mark(notebook, book_code.metrics_of(view.run.id))
     cells = notebook.cells
     title, rest = f"# {_plain(view.run.title)}", ""
     if cells and cells[0].cell_type == "markdown" and cells[0].source.lstrip().startswith("# "):

@@ -24,13 +24,18 @@ UNJUDGED = ("not run at this size", "not meaningful at this size")
 
 
 def scorecard(
-    best: Sequence[dict], here: Sequence[dict], size: str, yours: Mapping[str, dict] | None = None
+    best: Sequence[dict],
+    here: Sequence[dict],
+    size: str,
+    yours: Mapping[str, dict] | None = None,
+    code: Mapping[str, str] | None = None,
 ) -> str:
     """The scorecard page. best: each claim at its largest size with a record; here: at this size.
 
     yours: `reproduction.column(size)`, what this machine measured beside the committed records of this size.
+    code: `book_code.links`, where each claim's number enters the record.
     """
-    yours = yours or {}
+    yours, code = yours or {}, code or {}
     larger = any(row.get("size") not in (None, size) for row in best)
     own = {row["id"]: row for row in here} if larger or yours else None
     beside = f" The last column shows what your run at size `{size}` gives." if own is not None else ""
@@ -48,7 +53,7 @@ def scorecard(
     head = ["Claim", "Verdict", "Measured", "Control", "Reported", "Size and seeds"]
     head += [f"Yours ({size})"] if own is not None else []
     for paper in _papers(best):
-        rows = [_claim_row(row, own, yours) for row in best if row["paper"] == paper]
+        rows = [_claim_row(row, own, yours, code) for row in best if row["paper"] == paper]
         name = PAPERS.get(paper, paper)
         parts += [f"## {name}", h.table(head, rows, f"Claims of {name}", "sb-claims sb-wide")]
     return "\n\n".join(parts) + "\n"
@@ -70,8 +75,10 @@ def _papers(rows: Sequence[dict]) -> list[str]:
     return sorted(found, key=lambda paper: known.index(paper) if paper in known else len(known))
 
 
-def _claim_row(row: dict, own: dict[str, dict] | None, yours: Mapping[str, dict]) -> list[str]:
-    notes = [h.esc(row["id"]), *([h.esc(row["source"])] if row.get("source") else []), *_links(row)]
+def _claim_row(
+    row: dict, own: dict[str, dict] | None, yours: Mapping[str, dict], code: Mapping[str, str]
+) -> list[str]:
+    notes = [h.esc(row["id"]), *([h.esc(row["source"])] if row.get("source") else []), *_links(row, code)]
     source = f'<span class="sb-source">{" · ".join(notes)}</span>'
     statistic = f'<span class="sb-reason">{h.esc(row["statistic"])}</span>' if row.get("statistic") else ""
     cells = [
@@ -170,10 +177,12 @@ def _seeds(row: dict) -> str:
     )
 
 
-def _links(row: dict, up: str = "../") -> list[str]:
+def _links(row: dict, code: Mapping[str, str], up: str = "../") -> list[str]:
     links = [h.link(f"{up}{page_path(row['page'])}.html", "page")] if row.get("page") else []
     if row.get("size") and row["verdict"] != "not run at this size":
         links.append(h.link(f"{up}records/{row['size']}/{row['run']}/results.json", "record", True))
+    if row["id"] in code:
+        links.append(h.link(f"{up}{code[row['id']]}", "code"))
     return links
 
 
