@@ -17,7 +17,7 @@ KINDS = {
     "safety": ("refusals, varied wording", COLOURS["safe"], "o"),
     "one wording": ("refusals, one wording", "#56b4e9", "s"),
     "sums": ("sums (taught before)", COLOURS["comply"], "^"),
-    "lookup": ("lookup (taught before)", "#ca9161", "v"),
+    "lookup": ("lookup (taught before)", "0.15", "v"),
     "sorting": ("sorting (new)", "#de8f05", "<"),
     "rewriting": ("rewriting (new)", "#cc78bc", ">"),
     "benign": ("harmless requests, answered", COLOURS["null"], "D"),

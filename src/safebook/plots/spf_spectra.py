@@ -33,7 +33,7 @@ def _lines(axis: "Axes", part: pd.DataFrame, x: str, y: str) -> None:
         text, colour, marker = KINDS[kind]
         of = part[part["gradient"] == kind]
         means = of.groupby(x)[y].mean()
-        axis.plot(means.index, means, color=colour, lw=1.4, label=text)
+        axis.plot(means.index, means, color=colour, lw=1.4, marker=marker, ms=4, label=text)
         axis.plot(of[x], of[y], marker, color=colour, ms=4, alpha=0.7)
 
 
