@@ -29,7 +29,8 @@ class Picture(BaseModel):
     run: str
     metric: str
     axis: str
-    none: float  # where there is no effect
+    none: float  # where the dotted line stands
+    none_is: str = "no effect"  # and what it means
     alt: str
     caption: str
     rows: list[Row] = Field(min_length=2)
@@ -76,4 +77,4 @@ def _png(picture: Picture, record: results.Record) -> bytes:
     from safebook.plots import in_short
 
     plots.style()
-    return widgets.png(in_short.rows(record, picture.metric, picture.rows, picture.axis, picture.none))
+    return widgets.png(in_short.rows(record, picture))

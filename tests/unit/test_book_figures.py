@@ -20,7 +20,7 @@ def test_every_part_has_one_picture_of_its_own_run():
 @pytest.mark.parametrize("picture", PICTURES, ids=lambda p: p.paper)
 def test_marks_are_the_recorded_numbers(picture):
     record = results.committed(picture.run)
-    figure = in_short.rows(record, picture.metric, picture.rows, picture.axis, picture.none)
+    figure = in_short.rows(record, picture)
     axis = figure.axes[0]
     drawn = [line for line in axis.lines if line.get_marker() in ("o", "|") and len(line.get_xdata())]
     for i, row in enumerate(picture.rows):
