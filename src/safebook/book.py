@@ -32,9 +32,12 @@ def assemble(size: str) -> list[book_state.RunView]:
     views = [book_state.view(run, size) for run in registry.RUNS]
     others = {run.id: book_state.elsewhere(run, size) for run in registry.RUNS}
     recorded = [other for run in registry.RUNS for other in others[run.id]]
+    judged = book_code.by_run()
     pages: dict[str, str | bytes] = {}
     for view in views:
-        suffix, text = book_pages.page(view, others[view.run.id], book_tables.on_page(best, view.run.id))
+        metrics = [claim.value.metric for claim in judged.get(view.run.id, ())]
+        table = book_tables.on_page(best, view.run.id)
+        suffix, text = book_pages.page(view, others[view.run.id], table, metrics)
         pages[view.run.template.removesuffix(".ipynb") + suffix] = text
         if view.notebook is not None:
             # The download is the page itself, that is the cleaned notebook with its facts.
@@ -43,7 +46,7 @@ def assemble(size: str) -> list[book_state.RunView]:
         for path in book_state.files(view):
             pages["files/" + book_pages.download_name(view, path)] = path.read_bytes()
     pages["scorecard.md"] = book_tables.scorecard(
-        best, here, size, reproduction.column(size), book_code.links(views)
+        best, here, size, reproduction.column(size), book_code.links(views, judged)
     )
     pages["status.md"] = book_tables.status(views, recorded, size)
     pages["summary.md"] = book_tables.summary(best, size)

@@ -1,7 +1,7 @@
 """The end of the way from a claim to the code: the cell of its page in which its number enters the record."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import nbformat
 
@@ -48,22 +48,24 @@ def mark(notebook, metrics: Iterable[str]) -> None:
         notebook.cells.insert(index, cell)
 
 
-def metrics_of(run: str) -> list[str]:
-    """Metrics that decide the claims of a run."""
-    return [claim.value.metric for claim in claims.read() if claim.run == run and claim.implemented]
+def by_run() -> dict[str, list[claims.Claim]]:
+    """Run -> the claims that it decides, less those that no code measures yet."""
+    found: dict[str, list[claims.Claim]] = {}
+    for claim in claims.read():
+        if claim.implemented:
+            found.setdefault(claim.run, []).append(claim)
+    return found
 
 
-def links(views: Sequence[RunView]) -> dict[str, str]:
-    """Claim -> address of its cell from the book's root, for pages that show their code."""
+def links(views: Sequence[RunView], judged: Mapping[str, Sequence[claims.Claim]]) -> dict[str, str]:
+    """Claim -> address of its cell from the book's root, for pages that show their code. judged: of `by_run`."""
     found = {}
     for view in views:
         if view.notebook is None:
             continue
         sources = _measuring(nbformat.read(view.notebook, as_version=4))
         page = f"executed/{view.run.template.removesuffix('.ipynb')}.html"
-        for claim in claims.read():
-            if claim.run != view.run.id or not claim.implemented:
-                continue
+        for claim in judged.get(view.run.id, ()):
             if cell_of(sources, claim.value.metric) is not None:
                 found[claim.id] = f"{page}#{anchor(claim.value.metric)}"
     return found

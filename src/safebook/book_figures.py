@@ -1,13 +1,9 @@
 """The one figure of each part on the page "In short", drawn from the best record that is committed."""
 
-from typing import Literal
-
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from safebook import book_html as h
-from safebook import paths, results
-from safebook.errors import InputError
+from safebook import data_rows, results
 
 FILE = "in_short.yaml"
 
@@ -25,7 +21,7 @@ class Picture(BaseModel):
     """What one part's figure shows."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    paper: Literal["pcfg", "llama", "safetylock", "spf", "synthesis"]
+    paper: data_rows.Part
     run: str
     metric: str
     axis: str
@@ -38,16 +34,7 @@ class Picture(BaseModel):
 
 def read() -> list[Picture]:
     """The pictures of data/in_short.yaml. Raises InputError, naming the field, for a file that is not as it should be."""
-    path = paths.DATA / FILE
-    if not path.is_file():
-        return []
-    try:
-        rows = yaml.safe_load(path.read_text(encoding="utf-8")) or []
-        return TypeAdapter(list[Picture]).validate_python(rows)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise InputError(f"{FILE}: {where}", first["input"], first["msg"]) from None
+    return data_rows.read(FILE, Picture)
 
 
 def pages() -> tuple[dict[str, bytes], dict[str, str]]:

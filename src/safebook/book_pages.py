@@ -1,7 +1,7 @@
 """The page of one run: its executed notebook with the run's facts on top, or an honest page in its place."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import nbformat
@@ -14,16 +14,19 @@ from safebook.book_state import RunView, files
 MAX_ROWS = 80
 
 
-def page(view: RunView, others: Sequence[RunView] = (), claims_html: str = "") -> tuple[str, str]:
+def page(
+    view: RunView, others: Sequence[RunView] = (), claims_html: str = "", metrics: Iterable[str] = ()
+) -> tuple[str, str]:
     """Returns (suffix, text) of the run's source page: a notebook if one was executed, else Markdown.
 
-    others: the run's other records, smallest size first; claims_html: the claims it decides.
+    others: the run's other records, smallest size first; claims_html: the claims it decides;
+    metrics: the numbers that decide them, each of which gets an anchor at the cell that records it.
     """
     if view.notebook is None:
         return ".md", _without_notebook(view, others, claims_html)
     notebook = nbformat.read(view.notebook, as_version=4)
     clean(notebook, failed=view.state == "failed")
-    book_code.mark(notebook, book_code.metrics_of(view.run.id))
+    book_code.mark(notebook, metrics)
     cells = notebook.cells
     title, rest = f"# {_plain(view.run.title)}", ""
     if cells and cells[0].cell_type == "markdown" and cells[0].source.lstrip().startswith("# "):

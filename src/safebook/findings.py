@@ -6,12 +6,11 @@ verdict has changed since, the page says so above the text, and a test fails.
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from safebook import book_html as h
-from safebook import paths
+from safebook import data_rows
 from safebook.errors import InputError
 
 FILE = "findings.yaml"
@@ -33,7 +32,7 @@ class Finding(BaseModel):
     """One observation of a paper and what to believe about it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    paper: Literal["pcfg", "llama", "safetylock", "spf", "synthesis"]
+    paper: data_rows.Part
     observation: str
     believe: str  # Markdown; {pcfg-1a.value} stands for a number of the scorecard
     verdicts: dict[str, str]  # claim -> the verdict that the text was written for
@@ -41,17 +40,7 @@ class Finding(BaseModel):
 
 def read() -> list[Finding]:
     """The rows of data/findings.yaml; raises InputError that names what is wrong with them."""
-    import yaml
-
-    path = paths.DATA / FILE
-    if not path.is_file():
-        return []
-    try:
-        return [Finding.model_validate(row) for row in yaml.safe_load(path.read_text(encoding="utf-8")) or []]
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise InputError(f"{FILE}: {where}", first["input"], first["msg"]) from None
+    return data_rows.read(FILE, Finding)
 
 
 def fill(text: str, rows: Mapping[str, dict]) -> str:

@@ -130,3 +130,17 @@ def test_figures_show_the_tables(folder):
     part = figures.of_set(figures.wide(r, data), data)
     assert isinstance(part, pd.DataFrame) and set(part["arm"]) == {"aligned", *ARMS}
     assert len(part) == len(r.seeds) * (1 + len(ARMS))
+
+
+@records(RUN)
+def test_the_harmless_sets_leave_something_to_keep(folder):
+    """What the verdicts on harmless fine-tuning rest on: it is learned, takes refusals, and leaves harmless answers whole."""
+    r = results.load(folder)
+    if r.size == "smoke":
+        pytest.skip("the smoke models are hardly trained")
+    plain = r.tables["results"].query("arm == 'sft' and optimiser == 'adamw 0.5'")
+    plain = plain[plain["data"].map(measures.harmless) & (plain["data"] != "none")]
+    assert len(plain) and plain["benign_exact"].min() > 0.9
+    kept = r.scalars("refusal_kept", method="sft", tasks="lowest").values()
+    learned = r.scalars("accuracy_drop", method="aligned", tasks="lowest").values()
+    assert sum(kept) / len(kept) < 0.5 and sum(learned) / len(learned) > 0.3

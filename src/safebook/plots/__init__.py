@@ -71,7 +71,7 @@ def legend_below(figure: Figure, axis: Axes, columns: int, **options) -> None:
 def log_ticks(axis: Axes) -> None:
     """Few plain numbers on a logarithmic x axis, also where it spans less than a decade."""
     low, high = axis.get_xlim()
-    axis.xaxis.set_major_locator(MaxNLocator(4) if high < 10 * low else LogLocator(numticks=5))
+    axis.xaxis.set_major_locator(MaxNLocator(4) if high < 10 * low else LogLocator(subs=(1.0, 3.0)))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     axis.xaxis.set_minor_formatter(NullFormatter())
 

@@ -5,9 +5,8 @@ from typing import TYPE_CHECKING
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from safebook.plots import COLOURS, MODELS, done, in_order
+from safebook.plots import COLOURS, MODELS, done, in_order, log_ticks
 
 if TYPE_CHECKING:
     from safebook.results import Record
@@ -36,9 +35,7 @@ def medians_by_model(record: "Record") -> Figure:
             before = part[part["model"] == "pretrained"]["value"].mean()
             axis.axvline(before, color=COLOURS[kind], lw=0.8, ls=":")
         axis.set(xlabel=label, xscale="log")
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-        axis.xaxis.set_minor_formatter(NullFormatter())
+        log_ticks(axis)
     part = record.frame("log2_gap").query("measure == 'plain'")
     axes[2].plot(part["value"], part["model"].map(models.index), "D", color="0.35", ms=5, alpha=0.75)
     axes[2].axvline(0, color="0.7", lw=0.8)

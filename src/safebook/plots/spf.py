@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
 from safebook.plots import COLOURS
 
@@ -36,13 +36,6 @@ ANCHORS = {
     "right answer": ("harmless request, right answer", COLOURS["comply"], "^"),
     "misplaced refusal": ("harmless request, refused", "#cc78bc", "D"),
 }
-
-
-def plain_ticks(axis: "Axes") -> None:
-    """Numbers such as 10 and 100 on a logarithmic x axis, and none between them."""
-    axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-    axis.xaxis.set_minor_formatter(NullFormatter())
 
 
 def whole_steps(axis: "Axes") -> None:

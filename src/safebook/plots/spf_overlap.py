@@ -11,8 +11,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from safebook.plots import done, legend_below, panels
-from safebook.plots.spf import KINDS, STAGES, kinds, name, plain_ticks, stages
+from safebook.plots import done, legend_below, log_ticks, panels
+from safebook.plots.spf import KINDS, STAGES, kinds, name, stages
 
 if TYPE_CHECKING:
     from safebook.results import Record
@@ -76,7 +76,7 @@ def by_rank(record: "Record", reported: pd.DataFrame) -> Figure:
             for value in paper:
                 axis.axhline(value, color="0.3", lw=1, ls="--", label="published: paper, above this")
         axis.set(xscale="log", xlabel="directions k (% of the width, log scale)", ylim=(-0.03, 1.03))
-        plain_ticks(axis)
+        log_ticks(axis)
         axis.set_title(STAGES[stage][0], fontsize=10)
         axis.grid(color="0.92")
     axes[0].set_ylabel("overlap (share,\n1 = same directions)", fontsize=10)

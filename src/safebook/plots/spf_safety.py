@@ -67,10 +67,10 @@ def in_order(arms) -> list[str]:
 
 def set_name(data: str) -> str:
     """A data set's name in the book."""
-    task, plus, percent = data.partition("+")
-    if percent == "chat":
-        return f"{SETS[task]} and harmless chat"
-    return f"{SETS[task]} and {percent} % harmful rows" if plus else SETS.get(data, data)
+    task, plus, more = data.partition("+")
+    if not plus:
+        return SETS.get(data, data)
+    return f"{SETS[task]} and " + ("harmless chat" if more == "chat" else f"{more} % harmful rows")
 
 
 def measures_of(table: pd.DataFrame) -> list[tuple[str, str, str, str]]:

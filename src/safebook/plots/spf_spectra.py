@@ -9,8 +9,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from safebook.plots import done, legend_below, panels
-from safebook.plots.spf import KINDS, STAGES, kinds, name, plain_ticks, stages
+from safebook.plots import done, legend_below, log_ticks, panels
+from safebook.plots.spf import KINDS, STAGES, kinds, name, stages
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,7 +60,7 @@ def curves(record: "Record", reported: pd.DataFrame) -> Figure:
     for axis, part in found:
         _lines(axis, part, "part", "ratio")
         axis.set(xscale="log", ylim=(-0.03, 1.03))
-        plain_ticks(axis)
+        log_ticks(axis)
         if part["stage"].iloc[0] == "aligned":
             for work, marker in (("paper", "P"), ("sister", "X")):
                 of = known[known["work"] == work]
@@ -109,7 +109,7 @@ def _per_stage(record: "Record", x: str, label: str, lines: bool) -> Figure:
                 axis.plot(more[x], more["share"], marker, color=colour, ms=6, alpha=0.85, label=text)
                 axis.plot(one[x], one["share"], marker, color=colour, ms=6, markerfacecolor="none")
         axis.set(xscale="log", xlabel=label, ylim=(-0.03, 1.03))
-        plain_ticks(axis)
+        log_ticks(axis)
         axis.set_title(STAGES[stage][0], fontsize=10)
         axis.grid(color="0.92")
     axes[0].set_ylabel(SHARE, fontsize=10)
