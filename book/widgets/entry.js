@@ -13,6 +13,15 @@ function bridgeMathJax() {
   }
 }
 
+// A slider's handle has no name, and says its position as a bare number; the label and the readout beside it know better.
+function nameSliders(place) {
+  for (const handle of place.querySelectorAll('[role="slider"]')) {
+    const row = handle.closest(".widget-slider");
+    handle.setAttribute("aria-label", row.querySelector(".widget-label").textContent);
+    handle.setAttribute("aria-valuetext", row.querySelector(".widget-readout").textContent);
+  }
+}
+
 async function show() {
   bridgeMathJax();
   const manager = new HTMLManager();
@@ -27,6 +36,7 @@ async function show() {
     const place = document.createElement("div");
     place.className = "widget-subarea";
     tag.parentElement.insertBefore(place, tag);
+    new MutationObserver(() => nameSliders(place)).observe(place, { childList: true, characterData: true, subtree: true });
     await manager.display_view(await manager.create_view(model), place);
     // The page also holds the default figure, for print and for readers without scripts; the live widget replaces it.
     document.querySelectorAll(`[data-widget="${CSS.escape(id)}"]`).forEach((n) => n.classList.add("sb-replaced"));

@@ -36,6 +36,12 @@ class Site:
         )
 
     @property
+    def own_pages(self) -> list[Path]:
+        """`pages`, without what the toy has in common with the real book: the fixed pages, but for the first."""
+        fixed = [p for p in self.pages if self.kinds and p.parent == self.html and p.name != "index.html"]
+        return [page for page in self.pages if page not in fixed]
+
+    @property
     def live(self) -> bool:
         """Whether the widget script was built (it takes npm)."""
         script = self.html / "_static" / "vendor" / "widgets.js"
