@@ -1,0 +1,47 @@
+"""axe-core on every page: no barrier of level serious or worse, in light and dark mode."""
+
+import pytest
+
+pytestmark = pytest.mark.xdist_group("accessible")
+
+WORSE = ("serious", "critical")
+SETTLED = """() => document.readyState === 'complete' && [...document.querySelectorAll('[role="slider"]')].every(
+    handle => handle.ariaLabel)"""
+# Both modes share all but their colours; these pages hold every kind of badge, table, link and figure.
+DARK = ("index.html", "executed/scorecard.html", "executed/status.html")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_page_has_a_serious_barrier(browser, site, scheme):
+    from axe_playwright_python.sync_playwright import Axe
+
+    axe, barriers = Axe(), {}
+    context = browser.new_context(viewport={"width": 1200, "height": 900}, color_scheme=scheme)
+    pages = site.own_pages if scheme == "light" else [site.html / page for page in DARK]
+    for path in pages:
+        tab = context.new_page()
+        tab.goto(path.as_uri())
+        tab.wait_for_function(SETTLED)
+        found = axe.run(tab, options={"resultTypes": ["violations"]}).response
+        assert found["passes"], path  # it did look
+        for rule in (rule for rule in found["violations"] if rule["impact"] in WORSE):
+            where = [node["html"][:150] for node in rule["nodes"][:3]]
+            barriers[f"{path.relative_to(site.html)}: {rule['help']}"] = where
+        tab.close()
+    context.close()
+    assert not barriers
+
+
+def test_a_barrier_is_found(browser):
+    """The tool itself: grey on grey, and a slider without a name."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    tab = browser.new_page()
+    tab.set_content(
+        '<html lang="en"><title>t</title><main><h1>h</h1><p style="color:#bbb;background:#ddd">pale</p>'
+        '<div role="slider" tabindex="0" aria-valuenow="1">x</div></main>'
+    )
+    found = {rule["id"]: rule["impact"] for rule in Axe().run(tab).response["violations"]}
+    tab.close()
+    assert {"color-contrast", "aria-input-field-name"} <= found.keys()
+    assert found["color-contrast"] in WORSE
