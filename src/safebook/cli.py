@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -11,6 +12,8 @@ from safebook import lock_cli, parameters, registry
 from safebook.errors import InputError
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+ONE_THREAD = "OMP_NUM_THREADS, or 1 as in the book: two jobs with all threads slow each other many times over"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,6 +47,9 @@ def _parser() -> argparse.ArgumentParser:
         words = text or f"{' | '.join(registry.SIZES)} (default: {default})"
         command.add_argument("--size", default=default, type=str, help=words)
 
+    def add_threads(command: argparse.ArgumentParser, default: str) -> None:
+        command.add_argument("--threads", type=int, help=f"(default: {default})")
+
     command = add("list", _list, "Show every run: its size, how it stands on this machine, how long it took.")
     add_size(command, None, "only this size (default: all)")
 
@@ -61,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         "-o", "--output", required=True, help="executed notebook; its record goes into a folder beside it"
     )
     command.add_argument("--timeout", type=float, metavar="SECONDS", help="per cell")
+    add_threads(command, "what the machine has; the book's runs take 1, and numbers depend on it")
 
     command = add("claims", _claims, "Show every claim with its verdict.")
     command.add_argument("--json", action="store_true", help="as JSON")
@@ -83,13 +90,26 @@ def _parser() -> argparse.ArgumentParser:
     add_size(command)
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--log", type=Path, help="keep what is printed here too")
+    add_threads(command, ONE_THREAD)
 
     command = add("run-registered", _run_registered, "Run one registered run into results/<size>/<run>/.")
     command.add_argument("run")
     add_size(command)
+    add_threads(command, ONE_THREAD)
 
     lock_cli.add(commands)
     return parser
+
+
+def _set_threads(given: int | None, default: int | None = None) -> None:
+    """Of the libraries that this process and its notebooks load from here on. The default does not overrule the environment."""
+    if given is not None and given < 1:
+        raise InputError("--threads", given, "1 or more")
+    for name in THREAD_VARIABLES:
+        if given is not None:
+            os.environ[name] = str(given)
+        elif default is not None:
+            os.environ.setdefault(name, str(default))
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -131,6 +151,7 @@ def _run(options: argparse.Namespace) -> int:
         raise InputError("-o", options.output, "a place outside notebooks/, which holds the templates")
     if options.timeout is not None and not options.timeout > 0:
         raise InputError("--timeout", options.timeout, "seconds, more than 0")
+    _set_threads(options.threads)
     status = run.run_notebook(
         registered.path,
         given,
@@ -204,6 +225,7 @@ def _build(options: argparse.Namespace) -> int:
         raise InputError("artefact", options.name, ", ".join(zoo.ARTIFACTS))
     if options.seed < 0:
         raise InputError("--seed", options.seed, "0 or more")
+    _set_threads(options.threads, default=1)
     with job(f"{options.name} seed {options.seed}", options.log):
         start = time.monotonic()
         zoo.build(options.name, options.size, options.seed)
@@ -214,6 +236,7 @@ def _build(options: argparse.Namespace) -> int:
 def _run_registered(options: argparse.Namespace) -> int:
     registered = registry.get(options.run)
     registry.check_size(options.size)
+    _set_threads(options.threads, default=1)
     from safebook import run
     from safebook.terminal import clock, job
 

@@ -33,6 +33,7 @@ REFUSED = {
     "out of range": (["run", NAME, "-o", "OUT", "-p", "samples=5"], ["samples", "5", "10 .. 1000"]),
     "no choice": (["run", NAME, "-o", "OUT", "-p", "size=huge"], ["size", "huge", *SIZES]),
     "no value": (["run", NAME, "-o", "OUT", "-p", "samples"], ["samples", "name=value"]),
+    "no threads": (["run", NAME, "-o", "OUT", "--threads", "0"], ["--threads", "0", "1 or more"]),
     "not a notebook": (["run", NAME, "-o", "OUT.txt"], ["OUT.txt", ".ipynb"]),
     "over a template": (["run", NAME, "-o", "notebooks/toy/01_first.ipynb"], ["outside notebooks/"]),
     "no time": (["run", NAME, "-o", "OUT", "--timeout", "0"], ["--timeout", "more than 0"]),
@@ -112,6 +113,26 @@ def test_list_follows_a_run_from_not_run_to_stale(toy_checkout, capsys):
     assert "failed" in line()
     _, out, _ = call(capsys, "list")
     assert len(out.splitlines()) == 2 + len(registry.RUNS) * len(registry.SIZES)
+
+
+@pytest.mark.parametrize(
+    ("before", "arguments", "threads"),
+    [(None, [], "1"), ("3", [], "3"), ("3", ["--threads", "2"], "2")],
+    ids=["as in the book", "as the environment says", "as asked"],
+)
+def test_a_registered_run_computes_with_as_many_threads_as_the_book_does(
+    toy_checkout, monkeypatch, before, arguments, threads
+):
+    for name in cli.THREAD_VARIABLES:
+        monkeypatch.setenv(name, before or "")  # so that what the command sets is undone
+        if before is None:
+            monkeypatch.delenv(name)
+    template = paths.NOTEBOOKS / "toy" / "01_first.ipynb"
+    seen = "1.5 + seed + 100 * int(__import__('os').environ['OMP_NUM_THREADS'])"
+    template.write_text(template.read_text().replace("1.5 + seed", seen))
+    assert cli.main(["run-registered", "toy-01-first", "--size", "smoke", *arguments]) == 0
+    record = results.load(registry.get("toy-01-first").folder("smoke"))
+    assert record.scalars("value")[0] == 1.5 + 100 * int(threads)
 
 
 def test_record_copies_what_succeeded_and_refuses_the_rest_by_name(toy_checkout, capsys, monkeypatch):
