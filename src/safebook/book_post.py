@@ -15,6 +15,8 @@ POLICY = (
 META = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
 SCRIPT = re.compile(r"<script\b([^>]*)>(.*?)</script>[ \t]*\n?", re.S | re.I)
 THEBE_STYLE = re.compile(r"<link\b[^>]*sphinx-thebe[^>]*>[ \t]*\n?", re.I)
+# Docutils puts entries of a deprecated role into a list, which must have items.
+BIBLIOGRAPHY = ('role="doc-biblioentry"', 'role="listitem"')
 TYPE = re.compile(r"""\btype\s*=\s*["']?([^"'\s>]+)""", re.I)
 JAVASCRIPT = {"", "text/javascript", "application/javascript", "module"}
 TEXT = {".html", ".js", ".json", ".css", ".ipynb", ".csv", ".svg", ".txt", ".inv", ""}
@@ -57,6 +59,7 @@ def strict(page: str, up: str) -> tuple[str, dict[str, str]]:
         return f'<script{attributes} src="{up}_static/inline/{name}"></script>\n'
 
     page = THEBE_STYLE.sub("", SCRIPT.sub(replace, page))
+    page = page.replace(*BIBLIOGRAPHY)
     if META not in page:
         page = re.sub(r"(<head\b[^>]*>)", lambda m: f"{m.group(1)}\n    {META}", page, count=1)
     return page, bodies

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 
 from safebook import book_html as h
+from safebook import claims
 from safebook.book_pages import download_name
 from safebook.book_state import RunView
 
@@ -98,7 +99,7 @@ def _yours(row: dict, own: dict | None, found: dict | None) -> str:
     if found is None:
         parts.append("not run here")
     elif own is not None:
-        parts += [measured(own), h.agreement(found["agreement"], _expected(found))]
+        parts += [measured(own), h.agreement(found["agreement"], _expected(found, row))]
     if own is not None and own.get("size") != row.get("size") and own["value"] is not None:
         parts += [measured(own) + " (committed)"] if found is None else []
         parts.append(_verdict(own))
@@ -108,11 +109,15 @@ def _yours(row: dict, own: dict | None, found: dict | None) -> str:
     return "<br>".join(parts)
 
 
-def _expected(found: dict) -> str:
+def _expected(found: dict, row: dict) -> str:
     """The committed mean and where yours was to be expected, in words."""
-    words = [] if found["committed"] is None else [f"committed {h.number(found['committed'])}"]
+
+    def number(value: float) -> str:
+        return h.number(claims.plain(value, row.get("unit", "")))
+
+    words = [] if found["committed"] is None else [f"committed {number(found['committed'])}"]
     if found["interval"]:
-        words.append("expected {} to {}".format(*map(h.number, found["interval"])))
+        words.append("expected {} to {}".format(*map(number, found["interval"])))
     if found["stale"]:
         words.append(f"stale: {' and '.join(found['stale'])}")
     return ", ".join(words)
@@ -127,19 +132,21 @@ def measured(row: dict) -> str:
     """Mean and interval, as HTML."""
     if row.get("value") is None:
         return h.NONE
-    return h.esc(h.number(row["value"])) + _interval(row.get("interval")) + _unit(row)
-
-
-def _interval(interval: Sequence[float] | None) -> str:
-    if not interval:
-        return ""
+    unit = claims.plain_unit(row.get("unit", ""))
     return (
-        f' <span class="sb-interval">[{h.esc(h.number(interval[0]))}, {h.esc(h.number(interval[1]))}]</span>'
+        _number(row["value"], row) + _interval(row.get("interval"), row) + (f" {h.esc(unit)}" if unit else "")
     )
 
 
-def _unit(row: dict) -> str:
-    return f" {h.esc(row['unit'])}" if row.get("unit") else ""
+def _number(value: float | None, row: dict) -> str:
+    return h.esc(h.number(claims.plain(value, row.get("unit", ""))))
+
+
+def _interval(interval: Sequence[float] | None, row: dict) -> str:
+    if not interval:
+        return ""
+    low, high = (_number(end, row) for end in interval)
+    return f' <span class="sb-interval">[{low}, {high}]</span>'
 
 
 def reported(row: dict) -> str:
@@ -149,9 +156,9 @@ def reported(row: dict) -> str:
         number, source, trust = value.get("value"), value.get("source"), value.get("trust")
     else:
         number, source, trust = value, None, row.get("trust")
-    text = "no number found" if number is None else h.number(number)
+    text = "no number found" if number is None else _number(number, row)
     notes = [str(part) for part in (source, f"trust: {trust}" if trust else None) if part]
-    return h.esc(text) + (f'<span class="sb-reason">{h.esc(", ".join(notes))}</span>' if notes else "")
+    return text + (f'<span class="sb-reason">{h.esc(", ".join(notes))}</span>' if notes else "")
 
 
 def control(row: dict) -> str:
@@ -160,9 +167,9 @@ def control(row: dict) -> str:
     if value is None:
         return "none"
     if not isinstance(value, dict):
-        return h.esc(h.number(value))
+        return _number(value, row)
     number = value.get("value")
-    text = "" if number is None else h.esc(h.number(number)) + _interval(value.get("interval"))
+    text = "" if number is None else _number(number, row) + _interval(value.get("interval"), row)
     return text + f'<span class="sb-reason">{h.esc(value.get("description") or "")}</span>'
 
 

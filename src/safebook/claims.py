@@ -33,6 +33,12 @@ MATCHES, SAME, CONTROL, DIFFERS = "matches", "same direction", "not distinguisha
 NOT_RUN, NOT_MEANINGFUL = "not run at this size", "not meaningful at this size"
 VERDICTS = (MATCHES, SAME, CONTROL, DIFFERS, NOT_RUN, NOT_MEANINGFUL)
 MIN_SEEDS = 3
+#: Which part of a claim does not hold where it differs: the beginnings of the reasons.
+OTHER_SIDE, UNCERTAIN, SHORT_OF = (
+    "the mean lies on the other side of",
+    "the interval includes",
+    "the mean does not reach",
+)
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -81,6 +87,20 @@ class Claim(_Row):
     implemented: bool = True
     meaningful: dict[Literal["smoke", "laptop", "paper"], str] = {}  # sizes where it is not, and why
     unit: str = ""
+
+
+#: Units that are logarithms, with their bases. They decide the verdicts; readers see the factors that they stand for.
+LOGARITHMS = {"log2": 2.0, "log10": 10.0}
+
+
+def plain(value: float | None, unit: str) -> float | None:
+    """A number of a claim as readers see it."""
+    return LOGARITHMS[unit] ** value if unit in LOGARITHMS and value is not None else value
+
+
+def plain_unit(unit: str) -> str:
+    """The unit of `plain`."""
+    return "times" if unit in LOGARITHMS else unit
 
 
 @dataclass(frozen=True)
@@ -190,12 +210,16 @@ def judge(claim: Claim, size: str, values: Mapping[int, float], controls: Mappin
 
 def _why(claim: Claim, measured: Interval) -> str:
     """Which part of the claim does not hold: the other side, too uncertain, or too small."""
+
+    def bar(value: float) -> str:
+        return f"{plain(value, claim.unit):.4g} {plain_unit(claim.unit)}".strip()
+
     sign = 1 if claim.direction == "greater" else -1
     if sign * (measured.mean - claim.null) <= 0:
-        return f"the mean lies on the other side of {claim.null:g}"
+        return f"{OTHER_SIDE} {bar(claim.null)}"
     if not measured.excludes(claim.null, claim.direction):
-        return f"the interval includes {claim.null:g}"
-    return f"the mean does not reach {claim.threshold:g}"
+        return f"{UNCERTAIN} {bar(claim.null)}"
+    return f"{SHORT_OF} {bar(claim.threshold)}"
 
 
 def _seeds(values: Mapping) -> str:
@@ -270,22 +294,28 @@ def scorecard(size: str | None = None) -> list[dict]:
     return [row(claim, size) for claim in read()]
 
 
+def shown(row: dict) -> tuple[str, str, str]:
+    """Measured mean with its interval and unit, control, and reported value of a row, in plain text."""
+
+    def number(value: float | None) -> str:
+        return "-" if value is None else f"{plain(value, row['unit']):.3g}"
+
+    interval = " [{}, {}]".format(*map(number, row["interval"])) if row["interval"] else ""
+    unit = f" {plain_unit(row['unit'])}" if row["unit"] and row["value"] is not None else ""
+    control = number(row["control"]["value"]) if row["control"] else "none"
+    return number(row["value"]) + interval + unit, control, number(row["reported"]["value"])
+
+
 def as_text(rows: Sequence[dict]) -> str:
     """The scorecard for a terminal."""
     from safebook.terminal import table
 
-    def number(value: float | None) -> str:
-        return "-" if value is None else f"{value:.3g}"
-
     lines = []
     for r in rows:
-        interval = f" [{number(r['interval'][0])}, {number(r['interval'][1])}]" if r["interval"] else ""
-        control = number(r["control"]["value"]) if r["control"] else "none"
+        measured, control, reported = shown(r)
         verdict = (
             r["verdict"] + (" (stale)" if r["stale"] else "") + (f": {r['reason']}" if r["reason"] else "")
         )
         size = f"{r['size'] or '-'}, {_seeds(r['seeds'])}"
-        lines.append(
-            (r["id"], number(r["reported"]["value"]), number(r["value"]) + interval, control, size, verdict)
-        )
+        lines.append((r["id"], reported, measured, control, size, verdict))
     return table(("claim", "reported", "measured", "control", "size", "verdict"), lines)

@@ -6,35 +6,37 @@ from collections import Counter
 from safebook import claims, paths
 
 START, END = "<!-- results: written by `safebook record`, never by hand -->", "<!-- end of results -->"
+#: Why a claim differs -> in the words of the summary.
+DIFFERING = {
+    claims.UNCERTAIN: "have their mean on the claimed side, with an interval too wide to be sure",
+    claims.OTHER_SIDE: "have it on the other side",
+    claims.SHORT_OF: "go the claimed way, but not as far as the bar",
+}
 
 
 def table(size: str) -> str:
     """The scorecard of the committed records of one size as a Markdown table, with the command behind it."""
-
-    def number(value: float | None) -> str:
-        return "-" if value is None else f"{value:.3g}"
-
     rows = claims.scorecard(size)
     counts = Counter(row["verdict"] for row in rows)
     verdicts = ", ".join(f"{counts[v]} **{v}**" for v in claims.VERDICTS if counts[v])
+    differing = [row["reason"] for row in rows if row["verdict"] == claims.DIFFERS]
+    why = Counter(start for start in DIFFERING for reason in differing if reason.startswith(start))
+    parts = ", ".join(f"{why[start]} {words}" for start, words in DIFFERING.items() if why[start])
     lines = [
         f"`make book SIZE={size}`. Of {len(rows)} claims: {verdicts}."
         if rows
         else f"`make book SIZE={size}`.",
         "",
+        *([f"*Differs* means: not shown here. {parts}.", ""] if differing else []),
         "<details><summary>Every claim, with mean over seeds, 95 % interval and control</summary>",
         "",
         "| Claim | Measured | Control | Reported | Verdict |",
         "|---|---|---|---|---|",
     ]
     for row in rows:
-        interval = " [{}, {}]".format(*map(number, row["interval"])) if row["interval"] else ""
-        control = number(row["control"]["value"]) if row["control"] else "none"
         cells = (
             f"{row['id']}: {row['statement']}",
-            number(row["value"]) + interval,
-            control,
-            number(row["reported"]["value"]),
+            *claims.shown(row),
             f"**{row['verdict']}**" + (f": {row['reason']}" if row["reason"] else ""),
         )
         lines.append(

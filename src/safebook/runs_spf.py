@@ -20,7 +20,7 @@ ARMS = (
 # What gradients are taken of, and what is measured on them.
 GRADIENTS = ("gradient_samples.py", "gradient_tables.py", "subspaces.py")
 
-# All pages of part 3 at laptop size but deep fine-tuning; the two further seeds came after the results of three were known.
+# Part 3 at laptop size, but for its two longest pages after the main one; the two further seeds came after the results of three were known.
 FIVE = [0, 1, 2, 3, 4]
 
 RUNS: tuple[Run, ...] = (
@@ -235,7 +235,6 @@ RUNS: tuple[Run, ...] = (
         drawing=(*drawing("spf_ablations", "spf_safety", "risks"), "attacks.py"),
         groups=groups(
             laptop={
-                "seeds": FIVE,
                 "samples": 33,
                 "harmless": 16,
                 "questions": 24,

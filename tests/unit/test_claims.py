@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 from hypothesis import given
@@ -254,3 +255,21 @@ def test_ids_are_unique_and_runs_known(checkout):
 def test_the_rows_of_the_project_are_well_formed():
     for row in claims.read():
         assert row.statement and row.statistic
+
+
+def test_a_logarithm_is_judged_as_it_is_and_shown_as_its_factor():
+    result = verdict((2, 3, 4), (1, 1, 1), unit="log2", null=0.0, threshold=5.0, direction="greater")
+    # mean 3, half 2.484: the interval of the logarithm, not that of the factors
+    assert result["value"] == 3.0 and result["reason"] == "the mean does not reach 32 times"
+    row = result | {"unit": "log2", "reported": {"value": 4.0}}
+    low, high = (2 ** (3 + sign * T2 / math.sqrt(3)) for sign in (-1, 1))
+    assert claims.shown(row) == (f"8 [{low:.3g}, {high:.3g}] times", "2", "16")
+    assert claims.shown(row | {"unit": "nat"})[0].endswith("] nat") and claims.plain(3.0, "nat") == 3.0
+    assert claims.shown(row | {"value": None, "interval": None, "control": None}) == ("-", "none", "16")
+
+
+def test_every_claim_on_a_logarithm_has_it_as_its_unit():
+    for row in claims.read():
+        logarithm = re.match(r"(log\d+) of ", row.statistic)
+        assert (row.unit in claims.LOGARITHMS) == bool(logarithm), row.id
+        assert not logarithm or row.unit == logarithm[1], row.id
