@@ -5,7 +5,12 @@ import signal
 import tempfile
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# A busy machine is slow, not wrong.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 # Before torch is loaded, and passed on to notebook kernels: workers side by side with more threads than cores slow each
 # other many times over.
