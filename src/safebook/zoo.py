@@ -46,6 +46,7 @@ CHAT_MODULES = (
     "llama.py",
     "llama_activations.py",
     "training.py",
+    "packing.py",
     "judge.py",
     "generation.py",
     "chat_behaviour.py",
