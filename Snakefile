@@ -16,6 +16,7 @@ import shlex
 import sys
 
 from safebook import paths, registry, zoo
+from safebook.chat_profiles import smaller
 
 SIZE = registry.check_size(config.get("size", "smoke"))
 THREADS = int(config.get("threads", 1))  # per job; jobs in parallel with more would slow each other many times over
@@ -48,11 +49,11 @@ def sources(wildcards):
 def models(wildcards):
     """The trained models that a run needs."""
     run = registry.get(wildcards.run)
-    return [meta(name, wildcards.size, seed) for name in run.artifacts for seed in registry.seeds(run, wildcards.size)]
+    return [meta(*model) for model in registry.models(run, wildcards.size)]
 
 
 wildcard_constraints:
-    size="|".join(registry.SIZES),
+    size="|".join([*registry.SIZES, *(s for size in registry.SIZES for s in smaller(size))]),
     run="|".join(run.id for run in registry.RUNS),
     seed=r"\d+",
     key="[0-9a-f]+",

@@ -1,6 +1,6 @@
 """The sizes of the chat testbed: world, Llama, how it is trained, aligned and attacked by fine-tuning. Without torch."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from safebook.errors import InputError
 from safebook.llama_settings import LlamaSettings
@@ -146,8 +146,34 @@ _PROFILES = {
 }
 
 
+#: Smaller Llamas of a size, for what depends on the size of a model: size -> name -> settings. Heads are as wide as in the
+#: size's own Llama, and a model has as many heads as layers, so that parameters grow with the third power of the name.
+SHAPES = {
+    "smoke": {"1x2": LlamaSettings(1, layers=1, heads=2, key_value_heads=2, width=16, hidden=44)},
+    "laptop": {
+        "4x4": LlamaSettings(1, layers=4, heads=4, key_value_heads=4, width=64, hidden=172),
+        "6x6": LlamaSettings(1, layers=6, heads=6, key_value_heads=6, width=96, hidden=258),
+    },
+    "paper": {
+        "8x8": LlamaSettings(1, layers=8, heads=8, key_value_heads=8, width=256, hidden=688),
+        "12x12": LlamaSettings(1, layers=12, heads=12, key_value_heads=12, width=384, hidden=1032),
+    },
+}
+
+
 def chat_profile(size: str) -> ChatProfile:
-    """The profile of a size. Raises InputError for an unknown one."""
-    if size not in _PROFILES:
-        raise InputError("size", size, " | ".join(SIZES))
-    return _PROFILES[size]
+    """The profile of a size; of "laptop-4x4" that of the size with another Llama, one of `SHAPES`, all else the same.
+
+    Raises InputError for an unknown one.
+    """
+    base, _, shape = size.partition("-")
+    if size in _PROFILES:
+        return _PROFILES[size]
+    if shape not in SHAPES.get(base, {}):
+        raise InputError("size", size, " | ".join((*SIZES, *(s for base in SIZES for s in smaller(base)))))
+    return replace(_PROFILES[base], size=size, model=SHAPES[base][shape])
+
+
+def smaller(size: str) -> list[str]:
+    """The sizes with a smaller Llama, as `chat_profile` takes them, from small to large."""
+    return [f"{size}-{shape}" for shape in SHAPES[size]]

@@ -220,11 +220,11 @@ def _build(options: argparse.Namespace) -> int:
     from safebook import zoo
     from safebook.terminal import clock, job
 
-    registry.check_size(options.size)
     if options.name not in zoo.ARTIFACTS:
         raise InputError("artefact", options.name, ", ".join(zoo.ARTIFACTS))
     if options.seed < 0:
         raise InputError("--seed", options.seed, "0 or more")
+    zoo.key(options.name, options.size, options.seed)  # refuses an unknown size
     _set_threads(options.threads, default=1)
     with job(f"{options.name} seed {options.seed}", options.log):
         start = time.monotonic()

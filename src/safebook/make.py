@@ -62,20 +62,16 @@ def summary(size: str, states: dict[str, tuple[str, run.Status | None]]) -> str:
     from safebook import zoo
 
     rows = []
-    for name, seed in _models(size):
-        file = zoo.path(name, size, seed) / "meta.json"
+    for model in dict.fromkeys(model for r in registry.RUNS for model in registry.models(r, size)):
+        file = zoo.path(*model) / "meta.json"
         took = json.loads(file.read_text(encoding="utf-8")).get("duration_s") if file.is_file() else None
         state = "succeeded" if file.is_file() else "not built"
-        rows.append((f"{name} seed {seed}", state, "-" if took is None else clock(took)))
+        name, of, seed = model
+        shape = of.removeprefix(size).replace("-", " ")  # of a smaller Llama
+        rows.append((f"{name}{shape} seed {seed}", state, "-" if took is None else clock(took)))
     for name, (state, status) in states.items():
         rows.append((name, state, clock(status.duration_s) if status else "-"))
     return table((f"model or run ({size})", "state", "took"), rows)
-
-
-def _models(size: str) -> list[tuple[str, int]]:
-    """(name, seed) of every model that the runs of this size need."""
-    needed = {(n, seed): None for r in registry.RUNS for n in r.artifacts for seed in registry.seeds(r, size)}
-    return list(needed)
 
 
 def _lock() -> IO | None:
@@ -163,17 +159,13 @@ def _mark_runs_without_models(size: str) -> None:
 
     for registered in registry.RUNS:
         state, _ = run.state(registered, size)
-        seeds = registry.seeds(registered, size)
-        missing = [
-            (name, seed)
-            for name in registered.artifacts
-            for seed in seeds
-            if not (zoo.path(name, size, seed) / "meta.json").is_file()
-        ]
+        needed = registry.models(registered, size)
+        missing = [model for model in needed if not (zoo.path(*model) / "meta.json").is_file()]
         if state == run.SUCCEEDED or not missing:
             continue
-        name, seed = missing[0]
-        log = zoo.path(name, size, seed).parent / "logs" / f"{zoo.path(name, size, seed).name}.log"
+        name, _, seed = missing[0]
+        built = zoo.path(*missing[0])
+        log = built.parent / "logs" / f"{built.name}.log"
         lines = log.read_text(encoding="utf-8").strip().splitlines() if log.is_file() else []
         why = lines[-1] if lines else "it was not tried"
         error = executed.Failure(

@@ -18,6 +18,7 @@ from safebook import (
     runs_synthesis,
     sources,
 )
+from safebook.chat_profiles import smaller
 from safebook.errors import InputError
 from safebook.runs import Run
 
@@ -68,6 +69,16 @@ def seeds(run: Run, size: str) -> list[int]:
     return list(given if given is not None else parameters.read(run.path)["seeds"].default)
 
 
+def models(run: Run, size: str, of_seeds: Iterable[int] | None = None) -> list[tuple[str, str, int]]:
+    """(name, size, seed) of every trained model that a run needs, as `zoo.build` takes them.
+
+    of_seeds: None = those of the run at this size.
+    """
+    chosen = seeds(run, size) if of_seeds is None else list(of_seeds)
+    sizes = [size, *(smaller(size) if run.every_shape else ())]
+    return [(name, of, seed) for of in sizes for name in run.artifacts for seed in chosen]
+
+
 def inputs_hash(run: Run, size: str, values: Mapping[str, object] | None = None) -> str:
     """sha256 over all that a record of this run depends on; a record with another hash is stale.
 
@@ -77,7 +88,7 @@ def inputs_hash(run: Run, size: str, values: Mapping[str, object] | None = None)
     from safebook import zoo
 
     values = group(run, size) if values is None else parameters.resolve(run.path, values)
-    keys = [zoo.key(name, values["size"], seed) for name in run.artifacts for seed in values["seeds"]]
+    keys = [zoo.key(*model) for model in models(run, values["size"], values["seeds"])]
     settings = ""
     if "profiles.py" in run.modules:
         from safebook.profiles import profile

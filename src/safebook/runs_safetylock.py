@@ -185,4 +185,30 @@ RUNS: tuple[Run, ...] = (
             },
         ),
     ),
+    Run(
+        id="safetylock-08-model-sizes",
+        template="safetylock/08_model_sizes.ipynb",
+        title="Model size: does a larger model need a smaller share of its heads?",
+        paper="safetylock",
+        artifacts=(CHAT_ALIGNED,),
+        every_shape=True,
+        modules=(*LLAMA, *LOCK, "lock_sweeps.py", "chat_recipes.py", "training.py", "settings.py"),
+        drawing=(*drawing("lock_sizes", "lock_ablations"), "attacks.py"),
+        groups=groups(
+            laptop={
+                "samples": 44,
+                "curve_samples": 22,
+                "factors": [0.5, 1.0, 2.0, 4.0, 8.0],
+                "shares": [0.0234, 0.0625, 0.125, 0.25, 0.5, 1.0],
+                "alphas": [0.75, 1.5, 3.0, 6.0],
+            },
+            paper={
+                "samples": 110,
+                "curve_samples": 44,
+                "factors": [0.5, 1.0, 2.0, 4.0, 8.0],
+                "shares": [0.0117, 0.0234, 0.0625, 0.125, 0.25, 0.5, 1.0],
+                "alphas": [0.75, 1.5, 3.0, 6.0, 12.0],
+            },
+        ),
+    ),
 )

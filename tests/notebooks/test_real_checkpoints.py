@@ -159,6 +159,7 @@ def supplied(run: registry.Run, family: Family, files: dict[str, str]) -> dict:
         "base": family.base,
         "control": family.child,
         "fine_tuned": [family.child],
+        "others": [family.child],
     }
     return {name: value for name, value in (values | files).items() if name in known}
 

@@ -8,7 +8,7 @@ import torch
 
 from safebook import chat_recipes, llama, zoo
 from safebook.chat_objectives import ChatPreference, answer_loss, answer_nll, chat_dpo, reference_nll
-from safebook.chat_profiles import LORA_RISKS, RISKS, chat_profile
+from safebook.chat_profiles import LORA_RISKS, RISKS, SHAPES, chat_profile, smaller
 from safebook.errors import InputError
 from safebook.streams import stream
 from safebook.training import train
@@ -98,6 +98,19 @@ def test_a_larger_set_of_level_one_is_an_attack_of_the_same_kind_and_rate():
     settings = [chat_profile("laptop").risk(f"level1_{n}").training for n in (10, 10_000)]
     assert settings[0].learning_rate == settings[1].learning_rate
     assert settings[1].iterations * settings[1].batch >= 9_900
+
+
+def test_a_smaller_llama_changes_the_model_alone():
+    own, small = chat_profile("laptop"), chat_profile("laptop-4x4")
+    assert smaller("laptop") == ["laptop-4x4", "laptop-6x6"]
+    assert small == replace(own, size="laptop-4x4", model=SHAPES["laptop"]["4x4"])
+    for size, shapes in SHAPES.items():
+        width = chat_profile(size).model.width // chat_profile(size).model.heads
+        for name, shape in shapes.items():
+            assert name == f"{shape.layers}x{shape.heads}" and shape.width == width * shape.heads
+    for wrong in ("laptop-5x5", "laptop-", "4x4", "lapto"):
+        with pytest.raises(InputError, match="laptop-4x4"):
+            chat_profile(wrong)
 
 
 def test_unknown_risks_are_refused():

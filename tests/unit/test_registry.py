@@ -33,6 +33,18 @@ def test_every_run_is_whole(run):
         assert len(registry.inputs_hash(run, size)) == 64
 
 
+def test_models_of_a_run_are_one_a_seed_and_of_every_shape_where_it_asks_for_them():
+    from safebook import zoo
+    from safebook.chat_profiles import SHAPES
+
+    plain, sizes = registry.get("safetylock-07-ablations"), registry.get("safetylock-08-model-sizes")
+    assert registry.models(plain, "laptop", [4]) == [(name, "laptop", 4) for name in plain.artifacts]
+    found = registry.models(sizes, "laptop")
+    of = [f"laptop-{shape}" for shape in SHAPES["laptop"]]
+    assert {size for _, size, _ in found} == {"laptop", *of} and len(of) >= 2
+    assert len({zoo.key(*model) for model in found}) == len(found) == 3 * len(sizes.artifacts) * 3
+
+
 @pytest.mark.parametrize(
     "name",
     [
