@@ -146,23 +146,24 @@ _PROFILES = {
 }
 
 
-#: Smaller Llamas of a size, for what depends on the size of a model: size -> name -> settings. Heads are as wide as in the
-#: size's own Llama, and a model has as many heads as layers, so that parameters grow with the third power of the name.
+#: Smaller Llamas of a size, for what depends on the size of a model: size -> name -> settings, and how many times as long
+#: they are pretrained, since a small model learns the same answers more slowly. Heads are as wide as in the size's own Llama.
 SHAPES = {
-    "smoke": {"1x2": LlamaSettings(1, layers=1, heads=2, key_value_heads=2, width=16, hidden=44)},
+    "smoke": {"1x2": (LlamaSettings(1, layers=1, heads=2, key_value_heads=2, width=16, hidden=44), 1.0)},
     "laptop": {
-        "4x4": LlamaSettings(1, layers=4, heads=4, key_value_heads=4, width=64, hidden=172),
-        "6x6": LlamaSettings(1, layers=6, heads=6, key_value_heads=6, width=96, hidden=258),
+        "4x4": (LlamaSettings(1, layers=4, heads=4, key_value_heads=4, width=64, hidden=172), 1.6),
+        "6x6": (LlamaSettings(1, layers=6, heads=6, key_value_heads=6, width=96, hidden=258), 1.0),
     },
     "paper": {
-        "8x8": LlamaSettings(1, layers=8, heads=8, key_value_heads=8, width=256, hidden=688),
-        "12x12": LlamaSettings(1, layers=12, heads=12, key_value_heads=12, width=384, hidden=1032),
+        "8x8": (LlamaSettings(1, layers=8, heads=8, key_value_heads=8, width=256, hidden=688), 1.6),
+        "12x12": (LlamaSettings(1, layers=12, heads=12, key_value_heads=12, width=384, hidden=1032), 1.0),
     },
 }
 
 
 def chat_profile(size: str) -> ChatProfile:
-    """The profile of a size; of "laptop-4x4" that of the size with another Llama, one of `SHAPES`, all else the same.
+    """The profile of a size; of "laptop-4x4" that of the size with another Llama, one of `SHAPES`, and all else but the
+    length of pretraining the same.
 
     Raises InputError for an unknown one.
     """
@@ -171,7 +172,10 @@ def chat_profile(size: str) -> ChatProfile:
         return _PROFILES[size]
     if shape not in SHAPES.get(base, {}):
         raise InputError("size", size, " | ".join((*SIZES, *(s for base in SIZES for s in smaller(base)))))
-    return replace(_PROFILES[base], size=size, model=SHAPES[base][shape])
+    profile, (model, longer) = _PROFILES[base], SHAPES[base][shape]
+    s = profile.pretraining
+    pretraining = _schedule(round(longer * s.iterations), s.batch, s.learning_rate)
+    return replace(profile, size=size, model=model, pretraining=pretraining)
 
 
 def smaller(size: str) -> list[str]:

@@ -100,13 +100,21 @@ def test_a_larger_set_of_level_one_is_an_attack_of_the_same_kind_and_rate():
     assert settings[1].iterations * settings[1].batch >= 9_900
 
 
-def test_a_smaller_llama_changes_the_model_alone():
+def test_a_smaller_llama_changes_the_model_and_the_length_of_pretraining_alone():
     own, small = chat_profile("laptop"), chat_profile("laptop-4x4")
     assert smaller("laptop") == ["laptop-4x4", "laptop-6x6"]
-    assert small == replace(own, size="laptop-4x4", model=SHAPES["laptop"]["4x4"])
+    model, longer = SHAPES["laptop"]["4x4"]
+    assert small == replace(own, size="laptop-4x4", model=model, pretraining=small.pretraining)
+    same = ("batch", "learning_rate", "minimum_rate", "betas", "weight_decay", "clip", "precision")
+    assert all(getattr(small.pretraining, n) == getattr(own.pretraining, n) for n in same)
+    assert (
+        small.pretraining.iterations
+        == round(longer * own.pretraining.iterations)
+        > own.pretraining.iterations
+    )
     for size, shapes in SHAPES.items():
         width = chat_profile(size).model.width // chat_profile(size).model.heads
-        for name, shape in shapes.items():
+        for name, (shape, _) in shapes.items():
             assert name == f"{shape.layers}x{shape.heads}" and shape.width == width * shape.heads
     for wrong in ("laptop-5x5", "laptop-", "4x4", "lapto"):
         with pytest.raises(InputError, match="laptop-4x4"):

@@ -20,7 +20,12 @@ NAMES = {column: label for column, label, _ in MEASURES}
 LOCKS = {
     ("none", "no lock"): (COLOURS["null"], "o", "-", "no lock"),
     ("response", "lock"): (COLOURS["unsafe"], "s", "-", "lock read at the response"),
-    ("response", "random directions"): (COLOURS["unsafe"], "s", ":", "random directions, heads of the response"),
+    ("response", "random directions"): (
+        COLOURS["unsafe"],
+        "s",
+        ":",
+        "random directions, heads of the response",
+    ),
     ("prompt", "lock"): (COLOURS["safe"], "D", "-", "lock read at the prompt"),
     ("prompt", "random directions"): (COLOURS["safe"], "D", ":", "random directions, heads of the prompt"),
 }
