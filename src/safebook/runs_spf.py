@@ -235,7 +235,6 @@ RUNS: tuple[Run, ...] = (
         drawing=(*drawing("spf_ablations", "spf_safety", "risks"), "attacks.py"),
         groups=groups(
             laptop={
-                "seeds": FIVE,
                 "samples": 33,
                 "harmless": 16,
                 "questions": 24,
@@ -304,13 +303,7 @@ RUNS: tuple[Run, ...] = (
         modules=(*ARMS, "spf_measures.py", "spf_cost.py", "tensor_peak.py", "lock_cost.py", "tokenized.py"),
         drawing=drawing("spf_cost"),
         groups=groups(
-            laptop={
-                "seeds": FIVE,
-                "rows": [8, 32],
-                "rounds": 7,
-                "conflict_steps": 12,
-                "widths": [64, 128, 256],
-            },
+            laptop={"rows": [8, 32], "rounds": 7, "conflict_steps": 12, "widths": [64, 128, 256]},
             paper={
                 "rows": [8, 32, 64],
                 "rounds": 15,
