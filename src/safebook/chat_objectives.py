@@ -10,21 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from safebook.llama_activations import decoder, input_device
-from safebook.packing import pack
 from safebook.worlds.chat_tokens import ChatBatch, pair
 
 
 def token_losses(model: nn.Module, batch: ChatBatch) -> Tensor:
     """(masked targets,) cross-entropies in nats, rows in order. The head runs on masked positions only.
 
-    The batch may lie elsewhere than the model: batches of words are small, models are not moved for them. Rows run packed,
-    which changes no loss: a token attends to its own row alone.
+    The batch may lie elsewhere than the model: batches of words are small, models are not moved for them.
     """
     batch = batch.to(input_device(model))
-    packed = pack(batch.tokens[:, :-1], batch.lengths - 1)
-    states = decoder(model)(
-        input_ids=packed.tokens, position_ids=packed.positions, use_cache=False
-    ).last_hidden_state.flatten(0, 1)[packed.places[batch.loss_mask[:, : packed.places.shape[1]]]]
+    states = decoder(model)(input_ids=batch.tokens[:, :-1]).last_hidden_state[batch.loss_mask]
     logits = model.get_output_embeddings()(states).float()
     return F.cross_entropy(logits, batch.tokens[:, 1:][batch.loss_mask], reduction="none")
 

@@ -4,7 +4,7 @@ In float32 the answers do not depend on what else is in the batch. In bfloat16 t
 the rounding may change places.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
@@ -58,13 +58,8 @@ def greedy_tokens(
     *,
     soft_limit: int | None = None,
     batch: int = 16,
-    kept: Callable[[torch.Tensor], None] | None = None,
 ) -> list[list[int]]:
-    """What the model writes after each prompt (token ids). The last id is an end token, unless a limit cut it off.
-
-    kept : called with the places of the rows that stay, whenever finished rows leave a batch; for hooks that treat the rows
-        of a batch differently.
-    """
+    """What the model writes after each prompt (token ids). The last id is an end token, unless a limit cut it off."""
     if not isinstance(new_tokens, int) or new_tokens < 1:
         raise InputError("new_tokens", new_tokens, "a positive integer")
     if soft_limit is not None and not 1 <= soft_limit <= new_tokens:
@@ -82,7 +77,7 @@ def greedy_tokens(
         for rows in by_length(sequences, batch):
             some = [sequences[i] for i in rows]
             limits = [min(new_tokens, context - len(s)) for s in some]
-            for row, answer in zip(rows, _run(model, some, limits, ends, breaks, soft_limit, kept)):
+            for row, answer in zip(rows, _run(model, some, limits, ends, breaks, soft_limit)):
                 answers[row] = answer
     return answers
 
@@ -99,14 +94,12 @@ class _SentenceEnds(dict):
         return self[token]
 
 
-def _run(
-    model, sequences, limits: list[int], ends: frozenset[int], breaks, soft_limit: int | None, kept
-) -> list[list[int]]:
-    """Answers of one batch. A finished row goes on with padding, which nobody reads, until half of the rows have finished."""
+def _run(model, sequences, limits: list[int], ends: frozenset[int], breaks, soft_limit: int | None):
+    """Answers of one batch. A finished row goes on with padding, which nobody reads."""
     padded = left_padded(sequences, 0, input_device(model))
     tokens, mask, positions, cache = padded.tokens, padded.mask, padded.positions, None
     answers: list[list[int]] = [[] for _ in sequences]
-    rows, running = list(range(len(sequences))), [True] * len(sequences)
+    running = [True] * len(sequences)
     while any(running):
         out = model(
             input_ids=tokens,
@@ -118,7 +111,7 @@ def _run(
         )
         cache = out.past_key_values
         chosen = out.logits[:, -1].argmax(-1).to(tokens.device)
-        for row, token in zip(rows, chosen.tolist(), strict=True):
+        for row, token in enumerate(chosen.tolist()):
             if running[row]:
                 own = answers[row]
                 own.append(token)
@@ -128,11 +121,4 @@ def _run(
         tokens = chosen[:, None]
         mask = torch.cat([mask, torch.ones_like(tokens)], 1)
         positions = positions[:, -1:] + 1
-        left = [place for place, row in enumerate(rows) if running[row]]
-        if left and 2 * len(left) <= len(rows):
-            stay, rows = torch.tensor(left, device=tokens.device), [rows[place] for place in left]
-            tokens, mask, positions = tokens[stay], mask[stay], positions[stay]
-            cache.batch_select_indices(stay)
-            if kept is not None:
-                kept(stay)
     return answers

@@ -3,7 +3,7 @@
 Variants of one comparison displace the heads equally far (`matched`), so that none wins by being stronger alone.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -47,38 +47,31 @@ def answers_under(
         some = rows[first : first + batch]
         sequences = [asked[chat].tokens for _, chat in some]
         (order,) = by_length(sequences, len(some))  # in which greedy_tokens stacks them
-        with _shifted(model, [shifts[some[i][0]] for i in order]) as kept:
-            written = greedy_tokens(model, tokenizer, sequences, new_tokens, batch=len(some), kept=kept)
+        with _shifted(model, [shifts[some[i][0]] for i in order]):
+            written = greedy_tokens(model, tokenizer, sequences, new_tokens, batch=len(some))
         for (lock, chat), new in zip(some, written, strict=True):
             found[lock][chat] = tokenizer.decode(new, skip_special_tokens=True).strip()
     return found
 
 
 @contextmanager
-def _shifted(model: nn.Module, rows: Sequence[dict[int, Tensor]]) -> Iterator[Callable[[Tensor], None]]:
-    """Within the block row i of the batch gets its own shifts, layer -> (heads * head_dim,), at all tokens.
-
-    Gives a function to call with the places of the rows that stay, when others leave the batch.
-    """
+def _shifted(model: nn.Module, rows: Sequence[dict[int, Tensor]]) -> Iterator[None]:
+    """Within the block row i of every batch gets its own shifts, layer -> (heads * head_dim,), at all tokens."""
     stack, handles = decoder(model), []
-    added: dict[int, Tensor] = {}  # layer -> (batch, 1, heads * head_dim)
 
     def shift(layer: int):
         whole = next(row[layer] for row in rows if layer in row)
-        added[layer] = torch.stack([row.get(layer, torch.zeros_like(whole)) for row in rows])[:, None]
+        added = torch.stack([row.get(layer, torch.zeros_like(whole)) for row in rows])[:, None]
 
         def hook(_module, arguments):
-            return (arguments[0] + added[layer].to(arguments[0]), *arguments[1:])
+            return (arguments[0] + added.to(arguments[0]), *arguments[1:])
 
         return hook
-
-    def kept(stay: Tensor) -> None:
-        added.update({layer: shifts[stay.to(shifts.device)] for layer, shifts in added.items()})
 
     try:
         for layer in sorted({layer for row in rows for layer in row}):
             handles.append(stack.layers[layer].self_attn.o_proj.register_forward_pre_hook(shift(layer)))
-        yield kept
+        yield
     finally:
         for handle in handles:
             handle.remove()

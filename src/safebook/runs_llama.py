@@ -16,7 +16,6 @@ LLAMA = (
     "llama_activations.py",
     "messages.py",
     "generation.py",
-    "packing.py",
     "chat_behaviour.py",
     "chat_objectives.py",
     "prompts_io.py",

@@ -46,7 +46,6 @@ CHAT_MODULES = (
     "llama.py",
     "llama_activations.py",
     "training.py",
-    "packing.py",
     "judge.py",
     "generation.py",
     "chat_behaviour.py",

@@ -7,7 +7,6 @@ import torch
 from safebook.errors import InputError
 from safebook.generation import greedy, greedy_tokens
 from safebook.llama import end_tokens, load
-from safebook.llama_activations import decoder
 from safebook.messages import prompts
 
 LENGTH = 12
@@ -46,35 +45,6 @@ def test_batches_single_prompts_and_transformers_agree(loaded):
     assert len({len(answer) for answer in expected}) > 1  # some end early, so that rows of a batch end apart
     for batch in (1, 2, 16):
         assert greedy_tokens(model, tokenizer, sequences, LENGTH, batch=batch) == expected
-
-
-def test_finished_rows_leave_their_batch(loaded):
-    """Four of five rows stop at once: the rest goes on alone, with the same answers, and says which rows it keeps."""
-    model, tokenizer, chats = loaded
-    sequences = [p.tokens for p in prompts(tokenizer, chats)]
-    written = greedy_tokens(model, tokenizer, sequences, LENGTH, batch=1)
-    longest = max(range(len(sequences)), key=lambda i: len(written[i]))
-    room = model.config.max_position_embeddings - len(sequences[longest]) - 1
-    short = [
-        list(range(8, 9)) * (len(sequences[longest]) + room)
-    ] * 4  # one token more and the context is full
-    sizes, kept = [], []
-    handle = decoder(model).register_forward_pre_hook(
-        lambda _module, _arguments, named: sizes.append(len(named["input_ids"])), with_kwargs=True
-    )
-    try:
-        found = greedy_tokens(
-            model,
-            tokenizer,
-            [*short, sequences[longest]],
-            LENGTH,
-            batch=5,
-            kept=lambda rows: kept.append(rows.tolist()),
-        )
-    finally:
-        handle.remove()
-    assert found[4] == written[longest] and [len(answer) for answer in found[:4]] == [1] * 4
-    assert sizes == [5] + [1] * (len(written[longest]) - 1) and kept == [[4]]
 
 
 def test_texts_are_the_tokens_without_special_ones(loaded):

@@ -1,7 +1,5 @@
 """Many locks in shared batches give what each gives alone, and the variants of a lock differ in one thing only."""
 
-from contextlib import contextmanager, nullcontext
-
 import llamas
 import pytest
 import torch
@@ -57,29 +55,6 @@ def test_shared_batches_give_what_each_lock_gives_alone(batch):
             assert texts == greedy(model, words, chats, 8)
     assert len({tuple(texts) for texts in together}) == len(locks)  # every lock changed something
     assert not any(m._forward_pre_hooks for m in model.modules())
-
-
-def test_each_row_keeps_its_own_lock_when_others_have_finished(monkeypatch):
-    """With an end token that some locks make the model write early, rows leave the shared batch at different times."""
-    model, words, chats = llamas.model("grouped"), llamas.tokenizer("grouped"), llamas.chats("grouped")
-    chats = [chat for chat in chats if chat[-1]["role"] == "user"]
-    locks, left = [lock(0), None, lock(1, ((0, 2),)), lock(0, alpha=-6.0)], []
-    free = [token for texts in lock_sweeps.answers_under(model, words, locks, chats, 12) for text in texts
-            for token in words(text, add_special_tokens=False)["input_ids"]]  # fmt: skip
-    model.generation_config.eos_token_id = [2, max(set(free), key=free.count)]
-    shifted = lock_sweeps._shifted
-
-    @contextmanager
-    def watched(*arguments):
-        with shifted(*arguments) as kept:
-            yield lambda stay: (left.append(len(stay)), kept(stay))
-
-    monkeypatch.setattr(lock_sweeps, "_shifted", watched)
-    together = lock_sweeps.answers_under(model, words, locks, chats, 12)
-    for one, texts in zip(locks, together):
-        with nullcontext() if one is None else locked(model, one):
-            assert texts == [greedy(model, words, [chat], 12)[0] for chat in chats]
-    assert left  # rows did leave
 
 
 def test_hooks_go_when_writing_fails(monkeypatch):
