@@ -18,7 +18,6 @@ from safebook import (
     runs_synthesis,
     sources,
 )
-from safebook.chat_profiles import smaller
 from safebook.errors import InputError
 from safebook.runs import Run
 
@@ -74,6 +73,8 @@ def models(run: Run, size: str, of_seeds: Iterable[int] | None = None) -> list[t
 
     of_seeds: None = those of the run at this size.
     """
+    from safebook.chat_profiles import smaller  # brings NumPy, which a command's help can do without
+
     chosen = seeds(run, size) if of_seeds is None else list(of_seeds)
     sizes = [size, *(smaller(size) if run.every_shape else ())]
     return [(name, of, seed) for of in sizes for name in run.artifacts for seed in chosen]

@@ -16,11 +16,11 @@ class Run:
     title: str
     paper: str  # pcfg | llama | safetylock | spf | synthesis
     artifacts: tuple[str, ...] = ()  # trained models it needs, one per seed: names of zoo.ARTIFACTS
-    every_shape: bool = False  # does it need them of the smaller Llamas of chat_profiles.SHAPES, too?
     modules: tuple[str, ...] = ()  # what measures: a change makes the record stale
     drawing: tuple[str, ...] = ()  # what draws: a change only runs the notebook again
     groups: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # size -> parameter overrides
     reads: tuple[str, ...] = ()  # papers whose claims and committed records it reads: never its own
+    every_shape: bool = False  # does it need its models of the smaller Llamas of chat_profiles.SHAPES, too?
 
     @property
     def path(self) -> Path:
