@@ -132,7 +132,8 @@ def _lines(axis: "Axes", part: pd.DataFrame, x: str, column: str, shade: str, ma
     axis.plot(part[x], part[column], marker, color=shade, ms=4.5, alpha=0.8, label=label, **hollow)
 
 
-def _dress(axis: "Axes", label: str, better: str) -> None:
+def dress(axis: "Axes", label: str, better: str) -> None:
+    """A measure's name and its better side above its panel; shares on the y axis."""
     axis.set_title(f"{label}\n({better})", fontsize=10)
     axis.set_ylim(-0.05, 1.05)
 
@@ -153,7 +154,7 @@ def over_strength(record: "Record", count: int) -> Figure:
                     _lines(axis, part, "alpha", column, shade, "s" if how else marker, label=note, **how)
         axis.axvline(0, color="0.7", lw=0.8)
         axis.set_xlabel(r"strength $\alpha$ (in $\sigma$)")
-        _dress(axis, label, better)
+        dress(axis, label, better)
     axes[0].set_ylabel("share of answers")
     figure.suptitle(f"{count} locked heads", fontsize=11)
     legend_below(figure, axes[0], 4, fontsize=8)
@@ -193,7 +194,7 @@ def _against_heads(table: pd.DataFrame, groups: list) -> Figure:
         axis.set_xticks(ticks[:: max(1, len(ticks) // 4)], ticks[:: max(1, len(ticks) // 4)])
         axis.minorticks_off()
         axis.set_xlabel("locked heads (log scale)")
-        _dress(axis, label, better)
+        dress(axis, label, better)
     axes[0].set_ylabel("share of answers")
     legend_below(figure, axes[0], 3, fontsize=8)
     return figure
@@ -210,7 +211,7 @@ def further(record: "Record") -> Figure:
                 part = table[(table["position"] == arm) & (table["lock"] == kind)]
                 _lines(axis, part, "iteration", column, shade, marker, label=kind, ls=line or "none")
             axis.set_xlabel("steps after the lock")
-            _dress(axis, label, better)
+            dress(axis, label, better)
         axes[i * len(columns)].set_ylabel(f"{ARMS[arm][2]}\nshare of answers")
     legend_below(figure, axes[0], 4, fontsize=9)
     return done(figure)

@@ -7,10 +7,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from safebook.plots import COLOURS, done, legend_below, panels
-from safebook.plots.lock_ablations import MEASURES, measures
+from safebook.plots.lock_ablations import MEASURES, dress, measures
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from pandas import DataFrame
 
     from safebook.results import Record
@@ -40,11 +39,6 @@ def _sizes(table: "DataFrame") -> dict[str, tuple]:
     return {name: (shade, MARKS[i % len(MARKS)]) for i, (name, shade) in enumerate(zip(names, shades))}
 
 
-def _dress(axis: "Axes", label: str, better: str) -> None:
-    axis.set_title(f"{label}\n({better})", fontsize=10)
-    axis.set_ylim(-0.05, 1.05)
-
-
 def tested(record: "Record") -> Figure:
     """Every measure by size on test requests: without a lock, under each arm's lock, under its random directions."""
     table = record.tables["tested"]
@@ -61,7 +55,7 @@ def tested(record: "Record") -> Figure:
             axis.plot(at, part[column], marker, color=shade, ms=4.5, alpha=0.8, label=text, **hollow)
         axis.set(xticks=range(len(names)), xticklabels=names, xlim=(-0.5, len(names) - 0.5))
         axis.set_xlabel("size (layers x heads)")
-        _dress(axis, label, better)
+        dress(axis, label, better)
     axes[0].set_ylabel("share of answers")
     legend_below(figure, axes[0], 3, fontsize=9)
     return done(figure)
@@ -87,7 +81,7 @@ def dial(record: "Record") -> Figure:
         axis.set_xticks(sorted(set(table["factor"])), [f"{f:g}" for f in sorted(set(table["factor"]))])
         axis.xaxis.set_minor_locator(NullLocator())
         axis.set_xlabel("learning rate, multiple (log scale)")
-        _dress(axis, label, better)
+        dress(axis, label, better)
     axes[0].set_ylabel("share of answers")
     legend_below(figure, axes[0], 5, fontsize=9)
     return done(figure)
@@ -112,7 +106,7 @@ def over_shares(record: "Record", alpha: float) -> Figure:
             axis.set_xscale("log", base=2)
             axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.2g}"))
             axis.set_xlabel("share of heads (log scale)" if i else "")
-            _dress(axis, label, better)
+            dress(axis, label, better)
         axes[i * len(columns)].set_ylabel(f"{row}\nshare of answers")
     figure.suptitle(f"strength {alpha:g}; dotted: without a lock", fontsize=11)
     legend_below(figure, axes[0], 2 * len(sizes), fontsize=9)
