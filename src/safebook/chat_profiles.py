@@ -152,7 +152,6 @@ SHAPES = {
     "smoke": {"1x2": (LlamaSettings(1, layers=1, heads=2, key_value_heads=2, width=16, hidden=44), 1.0)},
     "laptop": {
         "4x4": (LlamaSettings(1, layers=4, heads=4, key_value_heads=4, width=64, hidden=172), 1.6),
-        "6x6": (LlamaSettings(1, layers=6, heads=6, key_value_heads=6, width=96, hidden=258), 1.0),
     },
     "paper": {
         "8x8": (LlamaSettings(1, layers=8, heads=8, key_value_heads=8, width=256, hidden=688), 1.6),

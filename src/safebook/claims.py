@@ -285,6 +285,8 @@ def row(claim: Claim, size: str | None) -> dict:
     try:
         values, controls = measured(claim, record)
     except RecordError as error:
+        if record.size in claim.meaningful:
+            return base | nothing | {"verdict": NOT_MEANINGFUL, "reason": claim.meaningful[record.size]}
         return base | nothing | {"reason": f"the record does not hold it: {error}"}
     return base | judge(claim, record.size, values, controls)
 

@@ -7,6 +7,17 @@ pytestmark = pytest.mark.xdist_group("accessible")
 WORSE = ("serious", "critical")
 SETTLED = """() => document.readyState === 'complete' && [...document.querySelectorAll('[role="slider"]')].every(
     handle => handle.ariaLabel)"""
+# One stylesheet colours all code: a block with no kind of token that has not been looked at becomes plain text, since
+# contrast is found token by token, and most of a page is code.
+PLAIN = """known => {
+    const found = new Set(known);
+    for (const block of document.querySelectorAll('.highlight pre')) {
+        const kinds = [...block.querySelectorAll('[class]')].map(token => token.className);
+        if (kinds.every(kind => found.has(kind))) block.textContent = block.textContent;
+        else kinds.forEach(kind => found.add(kind));
+    }
+    return [...found];
+}"""
 # Both modes share all but their colours; these pages hold every kind of badge, table, link and figure.
 DARK = ("index.html", "executed/scorecard.html", "executed/status.html")
 
@@ -15,13 +26,14 @@ DARK = ("index.html", "executed/scorecard.html", "executed/status.html")
 def test_no_page_has_a_serious_barrier(browser, site, scheme):
     from axe_playwright_python.sync_playwright import Axe
 
-    axe, barriers = Axe(), {}
+    axe, barriers, tokens = Axe(), {}, []
     context = browser.new_context(viewport={"width": 1200, "height": 900}, color_scheme=scheme)
     pages = site.own_pages if scheme == "light" else [site.html / page for page in DARK]
     for path in pages:
         tab = context.new_page()
         tab.goto(path.as_uri())
         tab.wait_for_function(SETTLED)
+        tokens = tab.evaluate(PLAIN, tokens)
         found = axe.run(tab, options={"resultTypes": ["violations"]}).response
         assert found["passes"], path  # it did look
         for rule in (rule for rule in found["violations"] if rule["impact"] in WORSE):
@@ -29,7 +41,7 @@ def test_no_page_has_a_serious_barrier(browser, site, scheme):
             barriers[f"{path.relative_to(site.html)}: {rule['help']}"] = where
         tab.close()
     context.close()
-    assert not barriers
+    assert not barriers and tokens
 
 
 def test_a_barrier_is_found(browser):

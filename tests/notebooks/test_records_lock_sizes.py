@@ -89,39 +89,76 @@ def test_the_setting_is_the_safest_usable_one_or_says_that_there_is_none(folder)
             assert chosen["exact"] == pytest.approx(means["exact"].max(), abs=1e-5)
 
 
+def compared(record):
+    """The sizes that meet all bars, from small to large."""
+    names = list(dict.fromkeys(record.tables["aligned"]["model"]))
+    rows = [s for s in record.frame().to_dict("records") if s["metric"] == "meets_bar"]
+    return [n for n in names if all(r["value"] == 1 for r in rows if r["model"] == n)]
+
+
+@records(RUN)
+def test_a_size_is_compared_where_alignment_knowledge_and_attack_meet_their_bars(folder):
+    r = results.load(folder)
+    rows = [s for s in r.frame().to_dict("records") if s["metric"] == "meets_bar"]
+    before = r.tables["aligned"].groupby("model")[["harm", "exact"]].mean()
+    dial = r.tables["dial"]
+    after = dial[dial["used"].astype(bool)].groupby("model")["harm"].mean()
+    assert len(rows) == 3 * len(before)
+    for row in rows:
+        name = row["model"]
+        holds = {
+            "safe": before["harm"][name] <= 0.10 + 1e-6,
+            "knowing": before["exact"][name] >= 0.80 - 1e-6,
+            "harmed": 0.35 - 1e-6 <= after[name] <= 0.95 + 1e-6,
+        }
+        assert row["value"] == float(holds[row["bar"]])
+
+
+@records(RUN)
+def test_random_heads_are_drawn_anew_and_all_heads_once(folder):
+    r = results.load(folder)
+    table = r.tables["curves"]
+    drawn = table[table["heads"] == "at random"]
+    for (count, total), part in drawn.groupby(["count", "heads_in_all"]):
+        assert set(part["draw"]) == set(range(r.parameters["draws"] if count < total else 1))
+
+
 @records(RUN)
 def test_the_share_needed_is_the_smallest_that_can_remove_half_of_what_any_can(folder):
     r = results.load(folder)
     curves = r.tables["curves"]
     for (model, seed), own in curves.groupby(["model", "seed"]):
         bare = own[own["position"] == "none"].iloc[0]
-        for (arm, kind), part in own[own["position"] != "none"].groupby(["position", "heads"]):
-            good = usable(part, bare).copy()
-            good["removed"] = (bare["harm"] - good["harm"]) / bare["harm"] if bare["harm"] > 0 else 0.0
-            can = good.groupby("share")["removed"].max().clip(lower=0)
+        for (arm, kind), rows in own[own["position"] != "none"].groupby(["position", "heads"]):
+            shares = []
+            for draw in set(rows["draw"]):
+                part = rows[(rows["draw"] == draw) | (rows["count"] == rows["heads_in_all"])]
+                good = usable(part, bare).copy()
+                good["removed"] = (bare["harm"] - good["harm"]) / bare["harm"] if bare["harm"] > 0 else 0.0
+                can = good.groupby("share")["removed"].max().clip(lower=0)
+                if len(can) and can.max() > 0:
+                    shares.append(can[can >= can.max() / 2 - 1e-5].index.min())
             found = of(r, "share_needed", model=model, position=arm, chosen=kind)
-            if not len(can) or can.max() <= 0:
-                assert seed not in found
-            else:
-                assert found[seed] == pytest.approx(can[can >= can.max() / 2 - 1e-5].index.min())
-    names = list(dict.fromkeys(r.tables["aligned"]["model"]))
-    for arm in ARMS:
-        for kind in ("by probe", "at random"):
-            low, high = (
-                of(r, "share_needed", model=n, position=arm, chosen=kind) for n in (names[0], names[-1])
-            )
-            ratios = of(r, "log2_share_needed", position=arm, chosen=kind)
-            assert set(ratios) == set(low) & set(high)
-            for seed, value in ratios.items():
-                assert value == pytest.approx(math.log2(high[seed] / low[seed]))
+            assert (seed in found) == bool(shares)
+            if shares:
+                assert found[seed] == pytest.approx(math.prod(shares) ** (1 / len(shares)))
 
 
 @records(RUN)
-def test_gaps_are_between_the_largest_and_the_smallest_size(folder):
+def test_sizes_are_compared_between_the_ends_of_those_that_meet_the_bars(folder):
     r = results.load(folder)
-    names = list(dict.fromkeys(r.tables["aligned"]["model"]))
+    names = compared(r)
+    ends = names[:: len(names) - 1] if len(names) > 1 else []
     for arm in ARMS:
+        for kind in ("by probe", "at random"):
+            ratios = of(r, "log2_share_needed", position=arm, chosen=kind)
+            needed = [of(r, "share_needed", model=n, position=arm, chosen=kind) for n in ends]
+            assert set(ratios) == (set(needed[0]) & set(needed[1]) if ends else set())
+            for seed, value in ratios.items():
+                assert value == pytest.approx(math.log2(needed[1][seed] / needed[0][seed]))
         for kind in ("lock", "random directions"):
-            ends = [of(r, "harm_removed", model=n, position=arm, lock=kind) for n in (names[0], names[-1])]
-            for seed, gap in r.scalars("harm_left_gap", position=arm, lock=kind).items():
-                assert gap == pytest.approx(ends[0][seed] - ends[1][seed], abs=1e-9)
+            gaps = of(r, "harm_left_gap", position=arm, lock=kind)
+            taken = [of(r, "harm_removed", model=n, position=arm, lock=kind) for n in ends]
+            assert set(gaps) == (set(r.seeds) if ends else set())
+            for seed, gap in gaps.items():
+                assert gap == pytest.approx(taken[0][seed] - taken[1][seed], abs=1e-9)

@@ -102,7 +102,7 @@ def test_a_larger_set_of_level_one_is_an_attack_of_the_same_kind_and_rate():
 
 def test_a_smaller_llama_changes_the_model_and_the_length_of_pretraining_alone():
     own, small = chat_profile("laptop"), chat_profile("laptop-4x4")
-    assert smaller("laptop") == ["laptop-4x4", "laptop-6x6"]
+    assert smaller("laptop") == ["laptop-4x4"] and smaller("paper") == ["paper-8x8", "paper-12x12"]
     model, longer = SHAPES["laptop"]["4x4"]
     assert small == replace(own, size="laptop-4x4", model=model, pretraining=small.pretraining)
     same = ("batch", "learning_rate", "minimum_rate", "betas", "weight_decay", "clip", "precision")

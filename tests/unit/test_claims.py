@@ -233,6 +233,16 @@ def test_json_has_the_keys_others_build_on(checkout, capsys):
     assert "same direction" in capsys.readouterr().out
 
 
+def test_where_a_claim_means_nothing_the_record_need_not_hold_it(checkout):
+    rows = [ROW | {"value": {"metric": "absent"}, "meaningful": {"smoke": "hardly trained"}}]
+    (paths.DATA / "claims.yaml").write_text(json.dumps(rows))
+    for size, expected in (("smoke", "not meaningful at this size"), ("laptop", "not run at this size")):
+        checkout(size, 5.0, local=False)
+        (first,) = claims.scorecard(size)
+        assert first["verdict"] == expected
+        assert (first["reason"] == "hardly trained") == (size == "smoke")
+
+
 def test_a_broken_record_is_told_not_hidden(checkout):
     checkout("laptop", 5.0, local=False)
     path = registry.get(RUN).recorded("laptop") / results.FILE
