@@ -20,7 +20,7 @@ ARMS = (
 # What gradients are taken of, and what is measured on them.
 GRADIENTS = ("gradient_samples.py", "gradient_tables.py", "subspaces.py")
 
-# Most pages of part 3 at laptop size; the two further seeds came after the results of three were known.
+# All pages of part 3 at laptop size but deep fine-tuning; the two further seeds came after the results of three were known.
 FIVE = [0, 1, 2, 3, 4]
 
 RUNS: tuple[Run, ...] = (
@@ -235,6 +235,7 @@ RUNS: tuple[Run, ...] = (
         drawing=(*drawing("spf_ablations", "spf_safety", "risks"), "attacks.py"),
         groups=groups(
             laptop={
+                "seeds": FIVE,
                 "samples": 33,
                 "harmless": 16,
                 "questions": 24,
@@ -303,7 +304,13 @@ RUNS: tuple[Run, ...] = (
         modules=(*ARMS, "spf_measures.py", "spf_cost.py", "tensor_peak.py", "lock_cost.py", "tokenized.py"),
         drawing=drawing("spf_cost"),
         groups=groups(
-            laptop={"rows": [8, 32], "rounds": 7, "conflict_steps": 12, "widths": [64, 128, 256]},
+            laptop={
+                "seeds": FIVE,
+                "rows": [8, 32],
+                "rounds": 7,
+                "conflict_steps": 12,
+                "widths": [64, 128, 256],
+            },
             paper={
                 "rows": [8, 32, 64],
                 "rounds": 15,
