@@ -53,9 +53,10 @@ def assemble(size: str) -> list[book_state.RunView]:
     images, figures = book_figures.pages()
     pages |= images
     pages["in_short.md"] = findings.short(best, book_tables.PAPERS, figures)
-    # Every part has its page of findings, also before the first claim: its chapter includes it.
+    # Every part has its findings, also before the first claim: its chapter includes them.
     for paper in dict.fromkeys([*(run.paper for run in registry.RUNS), *(row["paper"] for row in best)]):
         pages[f"findings_{paper}.md"] = findings.page(paper, best)
+        pages[f"short_{paper}.md"] = findings.summed_up(paper, best)
     _write(paths.BOOK / "executed", pages)
     return views
 

@@ -14,6 +14,7 @@ from safebook import data_rows
 from safebook.errors import InputError
 
 FILE = "findings.yaml"
+NOTHING = "Nothing is judged yet.\n"
 #: The observation that sums a part up, for the page of all parts.
 SHORT = "In five sentences"
 PLACE = re.compile(r"\{([a-z]+-\w+)\.(\w+)(?::(\w+))?\}")
@@ -70,24 +71,36 @@ def changed(finding: Finding, rows: Mapping[str, dict]) -> list[str]:
     ]
 
 
+def _text(finding: Finding, rows: Mapping[str, dict]) -> str:
+    """Markdown: the text with its numbers, below a warning if it was written for other verdicts."""
+    if unknown := set(finding.verdicts) - set(rows):
+        raise InputError(f"{FILE}: verdicts", sorted(unknown), "ids of claims.yaml")
+    text = fill(finding.believe.strip(), rows)
+    if different := changed(finding, rows):
+        return f":::{{warning}}\nThis text was written for other verdicts: {'; '.join(different)}.\n:::\n\n{text}"
+    return text
+
+
 def page(paper: str, scorecard: Sequence[dict]) -> str:
     """Markdown: what to believe about each observation of the paper, with the verdicts that it rests on."""
     rows = {row["id"]: row for row in scorecard}
     parts = []
     for finding in read():
-        if finding.paper != paper:
+        if finding.paper != paper or finding.observation == SHORT:
             continue
-        if unknown := set(finding.verdicts) - set(rows):
-            raise InputError(f"{FILE}: verdicts", sorted(unknown), "ids of claims.yaml")
-        parts.append(f"### {finding.observation}")
-        if different := changed(finding, rows):
-            parts.append(
-                ":::{warning}\nThis text was written for other verdicts: " + "; ".join(different) + ".\n:::"
-            )
-        parts.append(fill(finding.believe.strip(), rows))
+        parts += [f"### {finding.observation}", _text(finding, rows)]
         if marks := [f"{h.esc(claim)} {h.verdict(rows[claim]['verdict'])}" for claim in finding.verdicts]:
             parts.append(f'<p class="sb-source">{" · ".join(marks)}</p>')
-    return "\n\n".join(parts) + "\n" if parts else "Nothing is judged yet.\n"
+    return "\n\n".join(parts) + "\n" if parts else NOTHING
+
+
+def summed_up(paper: str, scorecard: Sequence[dict]) -> str:
+    """Markdown: the part in five sentences, for the top of its chapter."""
+    rows = {row["id"]: row for row in scorecard}
+    texts = [
+        _text(finding, rows) for finding in read() if (finding.paper, finding.observation) == (paper, SHORT)
+    ]
+    return texts[0] + "\n" if texts else NOTHING
 
 
 def short(
@@ -99,12 +112,10 @@ def short(
     figures: part -> Markdown of its figure, for those that have one.
     """
     rows = {row["id"]: row for row in scorecard}
-    texts = {finding.paper: finding.believe for finding in read() if finding.observation == SHORT}
+    texts = {finding.paper: _text(finding, rows) for finding in read() if finding.observation == SHORT}
     parts = [
-        "\n\n".join(
-            [f"## [{name}]({paper}.md)", fill(texts[paper].strip(), rows), (figures or {}).get(paper, "")]
-        ).strip()
+        "\n\n".join([f"## [{name}]({paper}.md)", texts[paper], (figures or {}).get(paper, "")]).strip()
         for paper, name in papers.items()
         if paper in texts
     ]
-    return "\n\n".join(parts) + "\n" if parts else "Nothing is judged yet.\n"
+    return "\n\n".join(parts) + "\n" if parts else NOTHING

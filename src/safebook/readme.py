@@ -9,7 +9,7 @@ START, END = "<!-- results: written by `safebook record`, never by hand -->", "<
 #: Why a claim differs -> in the words of the summary.
 DIFFERING = {
     claims.UNCERTAIN: "have their mean on the claimed side, with an interval too wide to be sure",
-    claims.OTHER_SIDE: "have it on the other side",
+    claims.OTHER_SIDE: "have it short of the value that the claim must exceed, which for some is a bar and not zero",
     claims.SHORT_OF: "go the claimed way, but not as far as the bar",
 }
 

@@ -196,12 +196,12 @@ RUNS: tuple[Run, ...] = (
         drawing=(*drawing("lock_sizes", "lock_ablations"), "attacks.py"),
         groups=groups(
             laptop={
-                "samples": 44,
-                "curve_samples": 22,
+                "samples": 165,
+                "curve_samples": 40,  # and twenty harmless ones, of which one may be lost
                 "factors": [0.5, 0.71, 1.0, 1.41, 2.0, 2.83, 4.0],
                 "shares": [0.0625, 0.125, 0.25, 0.5, 1.0],  # whole heads of 16 and of 64
-                "alphas": [0.2, 0.4, 0.75, 1.5, 3.0, 6.0],
-                "draws": 3,
+                "alphas": [0.4, 0.75, 1.5, 3.0, 6.0, 12.0],
+                "draws": 2,
             },
             paper={
                 "samples": 110,

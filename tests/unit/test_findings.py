@@ -82,7 +82,21 @@ def test_a_part_is_summed_up_in_five_sentences_with_numbers_from_the_scorecard(m
     written(monkeypatch, tmp_path, observation=findings.SHORT, verdicts={})
     page = findings.short([ROW], {"spf": "Part 3", "pcfg": "Part 1"})
     assert page.startswith("## [Part 1](pcfg.md)") and "2.83-fold" in page and "Part 3" not in page
-    assert "sb-source" not in findings.page("pcfg", [ROW])  # no empty list of verdicts
+    assert findings.page("pcfg", [ROW]) == findings.summed_up("spf", [ROW]) == findings.NOTHING
+    assert "2.83-fold" in findings.summed_up("pcfg", [ROW])
+
+
+def test_a_summary_whose_verdict_has_changed_says_so_in_both_places(monkeypatch, tmp_path):
+    written(monkeypatch, tmp_path, observation=findings.SHORT)
+    now = [ROW | {"verdict": "differs"}]
+    for page in (findings.summed_up("pcfg", now), findings.short(now, {"pcfg": "Part 1"})):
+        assert page.index("was *same direction*, now *differs*") < page.index("It grows")
+
+
+def test_every_summary_names_the_verdicts_of_the_claims_whose_numbers_it_gives():
+    for finding in findings.read():
+        given = {match[0] for match in findings.PLACE.findall(finding.believe)}
+        assert finding.observation != findings.SHORT or given == set(finding.verdicts), finding.paper
 
 
 def test_the_committed_summaries_have_five_sentences():
