@@ -49,7 +49,7 @@ def assemble(size: str) -> list[book_state.RunView]:
         best, here, size, reproduction.column(size), book_code.links(views, judged)
     )
     pages["status.md"] = book_tables.status(views, recorded, size)
-    pages["summary.md"] = book_tables.summary(best, size)
+    pages["summary.md"] = book_tables.summary(best, size) + findings.headlines(best, book_tables.PAPERS)
     images, figures = book_figures.pages()
     pages |= images
     pages["in_short.md"] = findings.short(best, book_tables.PAPERS, figures)

@@ -3,7 +3,6 @@
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import zip_longest
 
 from safebook import book_html as h
 from safebook import claims
@@ -20,7 +19,6 @@ PAPERS = {
 VERDICTS = tuple(h.VERDICT_CLASS)
 # Pages of wide tables do without the list of headings on the right.
 WIDE = "---\nhtml_theme.sidebar_secondary.remove: true\n---"
-MAX_FINDINGS = 6  # on the front page, which should fit one screen
 UNJUDGED = ("not run at this size", "not meaningful at this size")
 
 
@@ -218,7 +216,7 @@ def on_page(rows: Sequence[dict], run_id: str) -> str:
 
 
 def summary(rows: Sequence[dict], size: str) -> str:
-    """What was found, for the front page: verdicts per paper, and each judged claim with its numbers."""
+    """For the front page: verdicts per paper."""
     if not rows:
         return "No claim is registered yet.\n"
     words = [word for word in VERDICTS if any(row["verdict"] == word for row in rows)]
@@ -228,26 +226,11 @@ def summary(rows: Sequence[dict], size: str) -> str:
         body.append([h.esc(PAPERS.get(paper, paper)), *(h.esc(counts[word] or h.NONE) for word in words)])
     head = ("Claims", *(word.capitalize() for word in words))
     parts = [h.table(head, body, "Verdicts per paper", "sb-counts")]
-    judged = [row for row in rows if row["verdict"] not in UNJUDGED]
-    if judged:
-        items = "".join(
-            f"<li>{_verdict(row)} {h.esc(row['statement'])} "
-            f'<span class="sb-source">measured {measured(row)}, {_seeds(row)}, {h.esc(row.get("size"))} size'
-            f"{_page_link(row)}</span></li>"
-            for row in _in_turn(judged)[:MAX_FINDINGS]
-        )
-        parts.append(f'<ul class="sb-findings">{items}</ul>')
-    else:
+    if all(row["verdict"] in UNJUDGED for row in rows):
         parts.append(
             "No claim has been judged yet: that takes at least three seeds, `make book SIZE=laptop`."
         )
     return "\n\n".join(parts) + "\n"
-
-
-def _in_turn(rows: Sequence[dict]) -> list[dict]:
-    """The first row of every part in the order of the book, then the second of every part, and so on."""
-    by_paper = [[row for row in rows if row["paper"] == paper] for paper in _papers(rows)]
-    return [row for turn in zip_longest(*by_paper) for row in turn if row is not None]
 
 
 def _page_link(row: dict) -> str:

@@ -103,6 +103,18 @@ def summed_up(paper: str, scorecard: Sequence[dict]) -> str:
     return texts[0] + "\n" if texts else NOTHING
 
 
+def headlines(scorecard: Sequence[dict], papers: Mapping[str, str]) -> str:
+    """Markdown for the front page: the first sentence of every summary, under a link to its chapter."""
+    rows, lines = {row["id"]: row for row in scorecard}, []
+    by_paper = {finding.paper: finding for finding in read() if finding.observation == SHORT}
+    for paper, name in papers.items():
+        if paper in by_paper:
+            first = re.split(r"(?<=[.!?])\s", fill(by_paper[paper].believe.strip(), rows))[0]
+            old = " (Written for other verdicts; see there.)" if changed(by_paper[paper], rows) else ""
+            lines.append(f"- **[{name}]({paper}.md)** {first}{old}")
+    return "\n" + "\n".join(lines) + "\n" if lines else ""
+
+
 def short(
     scorecard: Sequence[dict], papers: Mapping[str, str], figures: Mapping[str, str] | None = None
 ) -> str:

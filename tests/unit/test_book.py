@@ -216,19 +216,9 @@ def test_summary_counts_verdicts():
         ROW | {"id": "c", "verdict": "not run at this size"},
     ]
     text = book_tables.summary(rows, "laptop")
-    assert text.count("<li>") == 2 and "Differs" in text and "Matches" not in text and "<script" not in text
+    assert "Differs" in text and "Matches" not in text and "<script" not in text
     assert "No claim has been judged yet" in book_tables.summary(rows[2:], "smoke")
     assert "No claim is registered" in book_tables.summary([], "smoke")
-
-
-def test_summary_lets_every_part_speak_before_one_speaks_twice():
-    papers = ["pcfg"] * 7 + ["spf", "llama"]
-    rows = [
-        ROW | {"id": str(i), "paper": paper, "statement": f"{paper} {i}"} for i, paper in enumerate(papers)
-    ]
-    text = book_tables.summary(rows, "laptop")
-    places = [text.index(said) for said in ("pcfg 0", "llama 8", "spf 7", "pcfg 1", "pcfg 2", "pcfg 3")]
-    assert places == sorted(places) and "pcfg 4" not in text
 
 
 def test_every_verdict_has_a_colour_and_a_sign():

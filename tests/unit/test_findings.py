@@ -93,6 +93,16 @@ def test_a_summary_whose_verdict_has_changed_says_so_in_both_places(monkeypatch,
         assert page.index("was *same direction*, now *differs*") < page.index("It grows")
 
 
+def test_the_front_page_has_the_first_sentence_of_every_summary(monkeypatch, tmp_path):
+    text = "It is {pcfg-1a.value} times as large, no less. Nothing else is."
+    written(monkeypatch, tmp_path, observation=findings.SHORT, believe=text)
+    line = findings.headlines([ROW], {"spf": "Part 3", "pcfg": "Part 1"})
+    assert line == "\n- **[Part 1](pcfg.md)** It is 1.50 times as large, no less.\n"
+    assert "other verdicts" in findings.headlines([ROW | {"verdict": "differs"}], {"pcfg": "Part 1"})
+    written(monkeypatch, tmp_path)
+    assert findings.headlines([ROW], {"pcfg": "Part 1"}) == ""
+
+
 def test_every_summary_names_the_verdicts_of_the_claims_whose_numbers_it_gives():
     for finding in findings.read():
         given = {match[0] for match in findings.PLACE.findall(finding.believe)}
