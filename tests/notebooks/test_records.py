@@ -107,6 +107,8 @@ def test_histograms_hold_every_prompt(folder):
 
 #: Claims whose statistic a seed may lack: a lock that removes nothing needs no share of the heads.
 SOME_SEEDS = {"safetylock-14b", "safetylock-14bp"}
+#: Claims that compare sizes of models: undefined where fewer than two meet the bars of their page.
+UNDEFINED = SOME_SEEDS | {"safetylock-18", "safetylock-18p"}
 
 
 def test_every_claim_names_metrics_that_its_record_holds():
@@ -119,6 +121,8 @@ def test_every_claim_names_metrics_that_its_record_holds():
             if not (run.recorded("laptop") / results.FILE).exists():
                 continue
             r = results.load(run.recorded("laptop"))
+            if "laptop" in claim.meaningful and claim.id in UNDEFINED:
+                continue
         for series in (claim.value, claim.control):
             if series is not None:
                 seeds = set(r.scalars(series.metric, **series.labels))
