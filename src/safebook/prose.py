@@ -17,7 +17,7 @@ def mean_range(values: dict[int, float], digits: int = 3, percent: bool = False)
     """`mean (lowest to highest)` over seeds; one number where there is one seed."""
     numbers = sorted(values.values())
     scale, unit = (100, " %") if percent else (1, "")
-    shown = [f"{scale * v:.{digits}f}" for v in (sum(numbers) / len(numbers), numbers[0], numbers[-1])]
+    shown = [f"{scale * v:z.{digits}f}" for v in (sum(numbers) / len(numbers), numbers[0], numbers[-1])]
     return shown[0] + unit if len(numbers) == 1 else f"{shown[0]}{unit} ({shown[1]} to {shown[2]})"
 
 

@@ -1,0 +1,12 @@
+"""Numbers in sentences that a page writes."""
+
+from safebook.prose import mean_range
+
+
+def test_a_mean_stands_with_its_range_and_a_single_number_alone():
+    assert mean_range({0: 0.1, 1: 0.3, 2: 0.5}) == "0.300 (0.100 to 0.500)"
+    assert mean_range({0: 0.25}, 0, percent=True) == "25 %"
+
+
+def test_nothing_is_negative_nought():
+    assert mean_range({0: -0.02, 1: 0.017}, 0, percent=True) == "0 % (-2 to 2)"
