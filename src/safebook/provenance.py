@@ -55,13 +55,20 @@ def versions() -> dict[str, str]:
 
 
 def cpu() -> str:
-    """Model name of the processor."""
+    """Name of the processor, with its family and model number where the kernel tells them.
+
+    A name alone can hide the generation, and with it the order in which sums are taken.
+    """
+    facts: dict[str, str] = {}
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+            key, _, value = line.partition(":")
+            facts.setdefault(key.strip(), value.strip())
     except OSError:
         pass
+    if name := facts.get("model name"):
+        numbers = {"family": facts.get("cpu family"), "model": facts.get("model")}
+        return ", ".join([name, *(f"{key} {number}" for key, number in numbers.items() if number)])
     if sys.platform == "darwin":
         done = subprocess.run(
             ["sysctl", "-n", "machdep.cpu.brand_string"], check=False, capture_output=True, text=True

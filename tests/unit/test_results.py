@@ -268,3 +268,11 @@ def test_the_part_of_one_seed_holds_its_numbers_and_those_of_no_seed(rec):
     assert len(rec.tables["by_layer"]) == 3 and rec.scalars("tau") == {0: 1.0, 1: 2.0}
     with pytest.raises(RecordError, match="seed 7"):
         results.of_seed(rec, 7)
+
+
+def test_the_processor_is_named_with_its_generation(monkeypatch):
+    told = "processor\t: 0\ncpu family\t: 25\nmodel\t\t: 1\nmodel name\t: AMD EPYC\n\nprocessor\t: 1\nmodel\t\t: 2\n"
+    monkeypatch.setattr(provenance.Path, "read_text", lambda _path: told)
+    assert provenance.cpu() == "AMD EPYC, family 25, model 1"
+    monkeypatch.setattr(provenance.Path, "read_text", lambda _path: "model name : Some processor\n")
+    assert provenance.cpu() == "Some processor"
