@@ -86,6 +86,7 @@ class Claim(_Row):
     reported: Reported
     implemented: bool = True
     meaningful: dict[Literal["smoke", "laptop", "paper"], str] = {}  # sizes where it is not, and why
+    undefined: str = ""  # what it means if a record holds no number for it; empty where every record must
     unit: str = ""
 
 
@@ -182,6 +183,8 @@ def judge(claim: Claim, size: str, values: Mapping[int, float], controls: Mappin
             result["control"]["interval"] = Interval.of(list(controls.values())).ends
     if size in claim.meaningful:
         return result | {"verdict": NOT_MEANINGFUL, "reason": claim.meaningful[size]}
+    if not values and claim.undefined:
+        return result | {"verdict": NOT_MEANINGFUL, "reason": claim.undefined}
     if len(values) < MIN_SEEDS:
         return result | {
             "verdict": NOT_MEANINGFUL,
@@ -241,10 +244,21 @@ def _record(run_id: str, size: str):
 
 
 def measured(claim: Claim, record: "Record") -> tuple[dict[int, float], dict[int, float] | None]:
-    """The claim's value per seed, and its control's, None if it has none. RecordError where the record lacks them."""
-    control = claim.control
-    values = record.scalars(claim.value.metric, **claim.value.labels)
-    return values, record.scalars(control.metric, **control.labels) if control else None
+    """The claim's value per seed, and its control's, None if it has none.
+
+    Where the record lacks them: no seed, if the claim may be undefined or means nothing at its size; else RecordError.
+    """
+    from safebook.schema import AbsentError
+
+    def of(series: Series) -> dict[int, float]:
+        try:
+            return record.scalars(series.metric, **series.labels)
+        except AbsentError:
+            if claim.undefined or record.size in claim.meaningful:
+                return {}
+            raise
+
+    return of(claim.value), of(claim.control) if claim.control else None
 
 
 def row(claim: Claim, size: str | None) -> dict:
@@ -285,8 +299,6 @@ def row(claim: Claim, size: str | None) -> dict:
     try:
         values, controls = measured(claim, record)
     except RecordError as error:
-        if record.size in claim.meaningful:
-            return base | nothing | {"verdict": NOT_MEANINGFUL, "reason": claim.meaningful[record.size]}
         return base | nothing | {"reason": f"the record does not hold it: {error}"}
     return base | judge(claim, record.size, values, controls)
 

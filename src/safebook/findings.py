@@ -96,21 +96,22 @@ def page(paper: str, scorecard: Sequence[dict]) -> str:
 
 def summed_up(paper: str, scorecard: Sequence[dict]) -> str:
     """Markdown: the part in five sentences, for the top of its chapter."""
-    rows = {row["id"]: row for row in scorecard}
-    texts = [
-        _text(finding, rows) for finding in read() if (finding.paper, finding.observation) == (paper, SHORT)
-    ]
-    return texts[0] + "\n" if texts else NOTHING
+    summary = _summaries().get(paper)
+    return _text(summary, {row["id"]: row for row in scorecard}) + "\n" if summary else NOTHING
+
+
+def _summaries() -> dict[str, Finding]:
+    """Part -> its five sentences."""
+    return {finding.paper: finding for finding in read() if finding.observation == SHORT}
 
 
 def headlines(scorecard: Sequence[dict], papers: Mapping[str, str]) -> str:
     """Markdown for the front page: the first sentence of every summary, under a link to its chapter."""
-    rows, lines = {row["id"]: row for row in scorecard}, []
-    by_paper = {finding.paper: finding for finding in read() if finding.observation == SHORT}
+    rows, lines, summaries = {row["id"]: row for row in scorecard}, [], _summaries()
     for paper, name in papers.items():
-        if paper in by_paper:
-            first = re.split(r"(?<=[.!?])\s", fill(by_paper[paper].believe.strip(), rows))[0]
-            old = " (Written for other verdicts; see there.)" if changed(by_paper[paper], rows) else ""
+        if paper in summaries:
+            first = re.split(r"(?<=[.!?])\s", fill(summaries[paper].believe.strip(), rows))[0]
+            old = " (Written for other verdicts; see there.)" if changed(summaries[paper], rows) else ""
             lines.append(f"- **[{name}]({paper}.md)** {first}{old}")
     return "\n" + "\n".join(lines) + "\n" if lines else ""
 
@@ -124,7 +125,7 @@ def short(
     figures: part -> Markdown of its figure, for those that have one.
     """
     rows = {row["id"]: row for row in scorecard}
-    texts = {finding.paper: _text(finding, rows) for finding in read() if finding.observation == SHORT}
+    texts = {paper: _text(summary, rows) for paper, summary in _summaries().items()}
     parts = [
         "\n\n".join([f"## [{name}]({paper}.md)", texts[paper], (figures or {}).get(paper, "")]).strip()
         for paper, name in papers.items()

@@ -162,11 +162,7 @@ def _evidence(papers: tuple[str, ...], _fingerprint: tuple) -> tuple[Evidence, .
                 continue
             found.append(Evidence(claim, record.size, *claims.measured(claim, record)))
         except RecordError as error:
-            record = loaded.get(claim.run)
-            if record is not None and record.size in claim.meaningful:  # then it need not hold it
-                found.append(Evidence(claim, record.size, {}, {} if claim.control else None))
-            else:
-                found.append(Evidence(claim, problem=f"the record does not hold it: {error}"))
+            found.append(Evidence(claim, problem=f"the record does not hold it: {error}"))
     return tuple(found)
 
 

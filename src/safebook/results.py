@@ -23,7 +23,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safebook import paths, provenance, registry
-from safebook.schema import SCHEMA_VERSION, Content, Label, Provenance, RecordError, Scalar, checked
+from safebook.schema import (
+    SCHEMA_VERSION,
+    AbsentError,
+    Content,
+    Label,
+    Provenance,
+    RecordError,
+    Scalar,
+    checked,
+)
 
 if TYPE_CHECKING:
     import pandas
@@ -131,7 +140,7 @@ class Record:
                 found[scalar.seed] = scalar.value
         if not found:
             known = sorted({s.metric for s in self._scalars.values()})
-            raise RecordError(
+            raise AbsentError(
                 f"{self.run}: no metric {metric!r} with labels {labels}; metrics: {', '.join(known)}"
             )
         return found

@@ -15,6 +15,10 @@ class RecordError(ValueError):
     """A record, or something that should enter one, is not as it must be; the message names the field."""
 
 
+class AbsentError(RecordError):
+    """A record holds no such series."""
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
 

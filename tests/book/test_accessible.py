@@ -12,7 +12,8 @@ SETTLED = """() => document.readyState === 'complete' && [...document.querySelec
 PLAIN = """known => {
     const found = new Set(known);
     for (const block of document.querySelectorAll('.highlight pre')) {
-        const kinds = [...block.querySelectorAll('[class]')].map(token => token.className);
+        const ground = getComputedStyle(block).backgroundColor;
+        const kinds = [...block.querySelectorAll('[class]')].map(token => `${token.className} on ${ground}`);
         if (kinds.every(kind => found.has(kind))) block.textContent = block.textContent;
         else kinds.forEach(kind => found.add(kind));
     }

@@ -105,12 +105,6 @@ def test_histograms_hold_every_prompt(folder):
     assert (counts == r.parameters["samples"] * len(r.seeds)).all()
 
 
-#: Claims whose statistic a seed may lack: a lock that removes nothing needs no share of the heads.
-SOME_SEEDS = {"safetylock-14b", "safetylock-14bp"}
-#: Claims that compare sizes of models: undefined where fewer than two meet the bars of their page.
-UNDEFINED = SOME_SEEDS | {"safetylock-18", "safetylock-18p"}
-
-
 def test_every_claim_names_metrics_that_its_record_holds():
     for claim in claims.read():
         if not claim.implemented:  # its statistic needs what no run has, such as models of several sizes
@@ -121,12 +115,9 @@ def test_every_claim_names_metrics_that_its_record_holds():
             if not (run.recorded("laptop") / results.FILE).exists():
                 continue
             r = results.load(run.recorded("laptop"))
-            if "laptop" in claim.meaningful and claim.id in UNDEFINED:
-                continue
-        for series in (claim.value, claim.control):
+        for series in claims.measured(claim, r):
             if series is not None:
-                seeds = set(r.scalars(series.metric, **series.labels))
-                assert seeds == set(r.seeds) or (claim.id in SOME_SEEDS and seeds < set(r.seeds))
+                assert set(series) == set(r.seeds) or (claim.undefined and set(series) < set(r.seeds))
 
 
 def test_answers_are_exclusive_by_construction():

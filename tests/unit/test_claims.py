@@ -243,6 +243,17 @@ def test_where_a_claim_means_nothing_the_record_need_not_hold_it(checkout):
         assert (first["reason"] == "hardly trained") == (size == "smoke")
 
 
+def test_a_claim_that_may_be_undefined_is_judged_where_it_is_defined(checkout):
+    for metric, expected in (("absent", "not meaningful at this size"), ("separation", "same direction")):
+        value = {"metric": metric, "labels": {"model": "ssft"}}
+        (paths.DATA / "claims.yaml").write_text(
+            json.dumps([ROW | {"value": value, "undefined": "no two sizes"}])
+        )
+        checkout("laptop", 5.0, local=False)
+        (first,) = claims.scorecard("laptop")
+        assert first["verdict"] == expected and (first["reason"] == "no two sizes") == (metric == "absent")
+
+
 def test_a_broken_record_is_told_not_hidden(checkout):
     checkout("laptop", 5.0, local=False)
     path = registry.get(RUN).recorded("laptop") / results.FILE
