@@ -1,4 +1,4 @@
-"""The books under test: a toy with one run of every kind, and the one that `make book` built."""
+"""The books under test: a toy with a run of every kind, and the one that `make book` built."""
 
 import fcntl
 import json
@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+
+from safebook import registry
 
 ROOT = Path(__file__).resolve().parents[2]
 REQUIRED = os.environ.get("SAFEBOOK_REQUIRE_BROWSER") == "1"
@@ -37,9 +39,13 @@ class Site:
 
     @property
     def own_pages(self) -> list[Path]:
-        """`pages`, without what the toy has in common with the real book: the fixed pages, but for the first."""
-        fixed = [p for p in self.pages if self.kinds and p.parent == self.html and p.name != "index.html"]
-        return [page for page in self.pages if page not in fixed]
+        """`pages`, without what the toy has in common with the real book, but for the first page: the fixed pages; and with
+        one of its many runs that were never run."""
+        never = [run for run in registry.RUNS if self.kinds.get(run.id) == "never"][1:]
+        left_out = {(self.html / "executed" / run.template).with_suffix(".html") for run in never}
+        if self.kinds:
+            left_out |= {p for p in self.pages if p.parent == self.html and p.name != "index.html"}
+        return [page for page in self.pages if page not in left_out]
 
     @property
     def live(self) -> bool:
