@@ -286,7 +286,7 @@ RUNS: tuple[Run, ...] = (
                 "draws": 3,
                 "batch": 8,
                 "sgd_steps": 20,
-                "adamw_steps": 16,
+                "adamw_steps": 32,
                 "looked_at": 16,
             },
             paper={

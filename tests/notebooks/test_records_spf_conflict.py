@@ -49,20 +49,24 @@ def test_claims_follow_from_the_tables(folder):
     tasks = [data for data in r.parameters["sets"] if data in TASKS]
     for seed in r.seeds:
         part = table[(table["seed"] == seed) & (table["stage"] == "aligned") & table["set"].isin(TASKS)]
-        highest = part.groupby("anchor")["mean"].max()
-        where = {"stage": "aligned", "set": "least of the tasks"}
-        assert r.scalars("conflict", anchor="refusal", **where)[seed] == pytest.approx(
-            highest["refusal"], abs=2e-6
-        )
-        control = r.scalars("conflict", anchor="strongest control", **where)[seed]
-        assert control == pytest.approx(min(highest[a] for a in CONTROLS), abs=2e-6)
         run = steps[(steps["seed"] == seed) & (steps["arm"] == "sft") & steps["set"].isin(tasks)]
-        rates = (run["cosine"] < 0).groupby([run["anchor"], run["set"]]).mean().groupby("anchor").min()
-        where = {"arm": "sft", "set": "least of the tasks"}
-        found = r.scalars("conflict_rate", anchor="refusal", **where)[seed]
-        assert found == pytest.approx(rates["refusal"])
-        control = r.scalars("conflict_rate", anchor="strongest control", **where)[seed]
-        assert control == pytest.approx(max(rates[a] for a in CONTROLS))
+        rates = (run["cosine"] < 0).groupby([run["anchor"], run["set"]]).mean()
+        for which, cosine, rate in (
+            ("least of the tasks", "max", "min"),
+            ("mean of the tasks", "mean", "mean"),
+        ):
+            found = part.groupby("anchor")["mean"].agg(cosine)
+            below = rates.groupby("anchor").agg(rate)
+            strongest = (min(found[a] for a in CONTROLS), max(below[a] for a in CONTROLS))
+            for metric, where, own, control in (
+                ("conflict", {"stage": "aligned"}, found["refusal"], strongest[0]),
+                ("conflict_rate", {"arm": "sft"}, below["refusal"], strongest[1]),
+            ):
+                where = where | {"set": which}
+                got = r.scalars(metric, anchor="refusal", **where)[seed]
+                assert got == pytest.approx(own, abs=2e-6)
+                got = r.scalars(metric, anchor="strongest control", **where)[seed]
+                assert got == pytest.approx(control, abs=2e-6)
 
 
 @records(RUN)
