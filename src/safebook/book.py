@@ -37,7 +37,8 @@ def assemble(size: str) -> list[book_state.RunView]:
     for view in views:
         metrics = [claim.value.metric for claim in judged.get(view.run.id, ())]
         table = book_tables.on_page(best, view.run.id)
-        suffix, text = book_pages.page(view, others[view.run.id], table, metrics)
+        answer = findings.answer(view.run.id, best)
+        suffix, text = book_pages.page(view, others[view.run.id], table, metrics, answer)
         pages[view.run.template.removesuffix(".ipynb") + suffix] = text
         if view.notebook is not None:
             # The download is the page itself, that is the cleaned notebook with its facts.

@@ -57,6 +57,15 @@ def verdict(word: str, reason: str = "") -> str:
     return badge + (f'<span class="sb-reason">{esc(reason)}</span>' if reason else "")
 
 
+def implemented(yes: bool) -> str:
+    return _badge("yes", "good", "✓") if yes else _badge("no", "none", "·")
+
+
+def size(word: str | None) -> str:
+    """The size at which something was measured."""
+    return _badge(word, "good", "✓") if word else _badge("not measured", "none", "·")
+
+
 def state(word: str) -> str:
     return _badge(word, STATE_CLASS.get(word, "none"), STATE_SIGN.get(word, "·"))
 

@@ -15,15 +15,20 @@ MAX_ROWS = 80
 
 
 def page(
-    view: RunView, others: Sequence[RunView] = (), claims_html: str = "", metrics: Iterable[str] = ()
+    view: RunView,
+    others: Sequence[RunView] = (),
+    claims_html: str = "",
+    metrics: Iterable[str] = (),
+    answer: str = "",
 ) -> tuple[str, str]:
     """Returns (suffix, text) of the run's source page: a notebook if one was executed, else Markdown.
 
     others: the run's other records, smallest size first; claims_html: the claims it decides;
-    metrics: the numbers that decide them, each of which gets an anchor at the cell that records it.
+    metrics: the numbers that decide them, each of which gets an anchor at the cell that records it;
+    answer: what was found, which follows the question that the page opens with.
     """
     if view.notebook is None:
-        return ".md", _without_notebook(view, others, claims_html)
+        return ".md", _without_notebook(view, others, claims_html, answer)
     notebook = nbformat.read(view.notebook, as_version=4)
     clean(notebook, failed=view.state == "failed")
     book_code.mark(notebook, metrics)
@@ -31,7 +36,8 @@ def page(
     title, rest = f"# {_plain(view.run.title)}", ""
     if cells and cells[0].cell_type == "markdown" and cells[0].source.lstrip().startswith("# "):
         title, _, rest = cells.pop(0).source.strip().partition("\n")
-    first = (title, _top(view, others), rest.strip())
+    question, _, rest = rest.strip().partition("\n\n")
+    first = (title, question, answer, _top(view, others), rest.strip())
     cells[:0] = [nbformat.v4.new_markdown_cell(text) for text in first if text]
     for part in _bottom(view, others, claims_html):
         cells.append(nbformat.v4.new_markdown_cell(part))
@@ -132,9 +138,10 @@ def _failure(view: RunView) -> str:
     )
 
 
-def _without_notebook(view: RunView, others: Sequence[RunView], claims_html: str) -> str:
+def _without_notebook(view: RunView, others: Sequence[RunView], claims_html: str, answer: str) -> str:
     run = view.run
-    parts = [f"# {_plain(run.title)}", _top(view, others)]
+    question, _, rest = _question(run).partition("\n\n")
+    parts = [f"# {_plain(run.title)}", question, answer, _top(view, others)]
     if view.state == "not run":
         parts.append(
             ":::{admonition} Not run at this size\n:class: note\n"
@@ -146,12 +153,10 @@ def _without_notebook(view: RunView, others: Sequence[RunView], claims_html: str
             "The numbers below are a committed record. The notebook itself was not executed where this "
             f"book was built; `make book SIZE={view.size}` runs it and draws its figures."
         )
-    question = _question(run)
-    if question:
-        parts.append(question)
+    parts.append(rest)
     if view.record is not None:
         parts += ["## Recorded numbers", record_table(view.record)]
-    return "\n\n".join([*parts, *_bottom(view, others, claims_html)]) + "\n"
+    return "\n\n".join(filter(None, [*parts, *_bottom(view, others, claims_html)])) + "\n"
 
 
 def _bottom(view: RunView, others: Sequence[RunView], claims_html: str) -> list[str]:

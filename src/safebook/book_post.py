@@ -14,6 +14,9 @@ POLICY = (
 )
 META = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
 SCRIPT = re.compile(r"<script\b([^>]*)>(.*?)</script>[ \t]*\n?", re.S | re.I)
+# MathJax weighs more than a page; the theme asks for it everywhere. Outputs of cells may hold formulas that Sphinx did not see.
+MATHJAX = re.compile(r"<script\b[^>]*\bsrc=[^>]*mathjax[^>]*></script>[ \t]*\n?", re.I)
+FORMULA = re.compile(r'class="[^"]*\b(?:math|cell_output)\b')
 THEBE_STYLE = re.compile(r"<link\b[^>]*sphinx-thebe[^>]*>[ \t]*\n?", re.I)
 # Docutils puts entries of a deprecated role into a list, which must have items.
 BIBLIOGRAPHY = ('role="doc-biblioentry"', 'role="listitem"')
@@ -58,6 +61,8 @@ def strict(page: str, up: str) -> tuple[str, dict[str, str]]:
         bodies[name] = body
         return f'<script{attributes} src="{up}_static/inline/{name}"></script>\n'
 
+    if not FORMULA.search(page):
+        page = MATHJAX.sub("", page)
     page = THEBE_STYLE.sub("", SCRIPT.sub(replace, page))
     page = page.replace(*BIBLIOGRAPHY)
     if META not in page:

@@ -41,7 +41,8 @@ def scorecard(
     parts = [
         WIDE,
         "# Scorecard",
-        "Every claim of the papers that this book tests, with what was reported and what was measured. "
+        "Every claim of the papers that this book tests, with what was reported and what was measured. Three marks each: is it "
+        "implemented, how did it come out, at which size was it measured. "
         f"The verdict belongs to the largest size with a record.{beside} "
         "[How to read it](../how-to-read.md) explains the words.",
     ]
@@ -49,7 +50,7 @@ def scorecard(
         parts.append("No claim is registered yet.")
     elif yours:
         parts.append(_reproduced(yours, size))
-    head = ["Claim", "Verdict", "Measured", "Control", "Reported", "Size and seeds"]
+    head = ["Claim", "Implemented", "Verdict", "Measured", "Control", "Reported", "Size and seeds"]
     head += [f"Yours ({size})"] if own is not None else []
     for paper in _papers(best):
         rows = [_claim_row(row, own, yours, code) for row in best if row["paper"] == paper]
@@ -82,11 +83,12 @@ def _claim_row(
     statistic = f'<span class="sb-reason">{h.esc(row["statistic"])}</span>' if row.get("statistic") else ""
     cells = [
         f"{h.esc(row['statement'])}{statistic}{source}",
+        h.implemented(row.get("implemented", True)),
         _verdict(row),
         measured(row),
         control(row),
         reported(row),
-        f"{h.esc(row.get('size') or h.NONE)}<br>{_seeds(row)}",
+        f"{h.size(row.get('size'))}<br>{_seeds(row)}",
     ]
     return cells if own is None else [*cells, _yours(row, own.get(row["id"]), yours.get(row["id"]))]
 

@@ -5,6 +5,7 @@ verdict has changed since, the page says so above the text, and a test fails.
 """
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict
@@ -17,6 +18,8 @@ FILE = "findings.yaml"
 NOTHING = "Nothing is judged yet.\n"
 #: The observation that sums a part up, for the page of all parts.
 SHORT = "In five sentences"
+#: Of an observation, how many sentences open the page on which its claims are judged.
+SENTENCES = 2
 PLACE = re.compile(r"\{([a-z]+-\w+)\.(\w+)(?::(\w+))?\}")
 FIELDS = ("value", "low", "high", "control")
 #: How a number may be shown: a share as percent, a logarithm as the factor that it stands for.
@@ -98,6 +101,29 @@ def summed_up(paper: str, scorecard: Sequence[dict]) -> str:
     """Markdown: the part in five sentences, for the top of its chapter."""
     summary = _summaries().get(paper)
     return _text(summary, {row["id"]: row for row in scorecard}) + "\n" if summary else NOTHING
+
+
+def answer(run_id: str, scorecard: Sequence[dict]) -> str:
+    """Markdown for the top of a run's page: the first sentences of what to believe, where most of an observation's claims are
+    judged there, and how many claims got which verdict. Empty where none is."""
+    rows = {row["id"]: row for row in scorecard}
+    own = [row for row in scorecard if row["run"] == run_id]
+    if not own:
+        return ""
+    lines = []
+    for finding in read():
+        here = [claim for claim in finding.verdicts if claim in rows and rows[claim]["run"] == run_id]
+        if finding.observation == SHORT or 2 * len(here) <= len(finding.verdicts):
+            continue
+        said = re.split(r"(?<=[.!?])\s+", fill(finding.believe.strip(), rows))
+        old = " (Written for other verdicts; see the chapter.)" if changed(finding, rows) else ""
+        lines.append(" ".join(said[:SENTENCES]) + old)
+    counts = Counter(row["verdict"] for row in own)
+    marks = " · ".join(f"{counts[word]} {h.verdict(word)}" for word in h.VERDICT_CLASS if counts[word])
+    sizes = ", ".join(dict.fromkeys(row.get("size") or "no record" for row in own))
+    lines.append(f"[Claims judged on this page](#judged-on-this-page) ({sizes}): {marks}")
+    body = "\n\n".join(lines)
+    return f":::{{admonition}} What was found\n:class: sb-answer\n{body}\n:::"
 
 
 def _summaries() -> dict[str, Finding]:

@@ -21,6 +21,9 @@ SETTLED = """() => document.readyState === 'complete' && (
 
 PAINTED = "() => performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
 FIRST_PAINT_MS = 1000
+# On a phone a figure keeps its own width up to this, so that its text, of 11 points at 110 dots an inch, stays readable.
+NARROW = """() => [...document.querySelectorAll('.bd-article .cell_output img, .bd-article img.sb-figure')]
+    .filter(i => i.offsetParent && i.clientWidth < Math.min(i.naturalWidth, 639)).map(i => i.clientWidth)"""
 
 
 @dataclass
@@ -32,6 +35,7 @@ class Visit:
     outside: list[str] = field(default_factory=list)
     images: list[dict] = field(default_factory=list)
     overflow: int = 0
+    narrow: list[int] = field(default_factory=list)  # widths of figures that are too small to read on a phone
     painted: float = 0.0  # ms until the first text or image is seen
 
 
@@ -86,6 +90,7 @@ def _visit(context, base: str, page: Path, live: bool) -> Visit:
     tab.set_viewport_size({"width": 360, "height": 740})
     tab.wait_for_timeout(50)
     visit.overflow = tab.evaluate("() => document.documentElement.scrollWidth - window.innerWidth")
+    visit.narrow = tab.evaluate(NARROW)
     tab.close()
     return visit
 
@@ -110,6 +115,10 @@ def test_every_image_is_loaded_and_named(visits):
 
 def test_nothing_overflows_a_phone(visits):
     assert not {visit.page: visit.overflow for visit in visits if visit.overflow > 0}
+
+
+def test_figures_can_be_read_on_a_phone(visits):
+    assert not {visit.page: visit.narrow for visit in visits if visit.narrow}
 
 
 def test_every_page_is_seen_within_a_second(browser, base, visits):

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from safebook import book_post, registry
+from safebook import book_post, claims, registry
 
 MAX_BYTES = 1_500_000
 
@@ -164,3 +164,31 @@ def test_a_stale_run_is_marked(toy):
     run, page = _kind(toy, "slider")
     assert "Stale" in page and "sb-warn" in page
     assert (toy.html / "records" / "smoke" / run.id / "results.json").is_file()
+
+
+def test_every_claim_is_on_the_scorecard_with_three_marks(real):
+    """Is it implemented, how did it come out, at which size."""
+    page = (real.html / "executed" / "scorecard.html").read_text(encoding="utf-8")
+    found = {}
+    for row in re.findall("<tr>.*?</tr>", page, re.S):
+        if name := re.search(r'class="sb-source">([a-z]+-\w+)', row):
+            found[name[1]] = row.count("sb-badge")
+    assert set(found) == {claim.id for claim in claims.read()}
+    assert min(found.values()) >= 3, {name: count for name, count in found.items() if count < 3}
+
+
+def test_every_page_of_a_run_opens_with_its_question_and_what_was_found(real):
+    rows = {claim.run for claim in claims.read()}
+    for run in registry.RUNS:
+        page = (real.html / "executed" / run.template).with_suffix(".html").read_text(encoding="utf-8")
+        start = page[: page.index('class="sb-facts"')]
+        assert re.search(r"<em>[^<]*\?", start), f"{run.id}: no question"
+        assert ("sb-answer" in start) == (run.id in rows), run.id
+
+
+def test_heavy_scripts_are_loaded_where_they_are_used_alone(real):
+    for path in real.pages:
+        page = path.read_text(encoding="utf-8")
+        assert ("tex-svg.js" in page) <= bool(book_post.FORMULA.search(page)), path.name
+        assert ("vendor/widgets.js" in page) <= ("widget-view+json" in page), path.name
+    assert "tex-svg.js" in (real.html / "glossary.html").read_text(encoding="utf-8")

@@ -243,13 +243,14 @@ def _view(tmp_path, cells, **more) -> RunView:
 
 def test_page_of_a_run(tmp_path):
     cells = [
-        new_markdown_cell("# Title\n\nText."),
+        new_markdown_cell("# Title\n\nA question?\n\nText.\n\nMore."),
         new_code_cell("a = 1", metadata={"tags": ["injected-parameters"]}),
     ]
-    suffix, text = book_pages.page(_view(tmp_path, cells), (), "<p>claims</p>")
+    suffix, text = book_pages.page(_view(tmp_path, cells), (), "<p>claims</p>", (), "The answer.")
     page = nbformat.reads(text, as_version=4)
-    assert suffix == ".ipynb" and [cell.source for cell in page.cells][0::2][0] == "# Title"
-    facts = page.cells[1].source
+    sources = [cell.source for cell in page.cells]
+    assert suffix == ".ipynb" and sources[:3] == ["# Title", "A question?", "The answer."]
+    facts = sources[3]
     for part in (
         "laptop",
         "0, 1, 2",
@@ -261,7 +262,7 @@ def test_page_of_a_run(tmp_path):
         assert part in facts, part
     assert 'href="../../records/laptop/pcfg-99-toy/tau.csv" download' in facts
     assert "<script" not in facts
-    assert page.cells[2].source == "Text." and "hide-input" in page.cells[3].metadata["tags"]
+    assert sources[4] == "Text.\n\nMore." and "hide-input" in page.cells[5].metadata["tags"]
     assert page.cells[-1].source.endswith("<p>claims</p>")
 
 

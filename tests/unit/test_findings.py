@@ -43,6 +43,20 @@ def test_a_changed_verdict_is_said_above_the_text(monkeypatch, tmp_path):
     assert page.index("was *same direction*, now *differs*") < page.index("It grows")
 
 
+def test_a_page_opens_with_what_was_found_there_and_how_often(monkeypatch, tmp_path):
+    written(monkeypatch, tmp_path, believe="It grows {pcfg-1a.value:two_to}-fold. Twice. Left out.")
+    rows = [ROW | {"run": "a", "size": "laptop"}, ROW | {"id": "pcfg-1b", "run": "a", "size": "laptop"}]
+    text = findings.answer("a", rows)
+    assert "It grows 2.83-fold. Twice.\n" in text and "Left out" not in text
+    assert "2 <span" in text and "same direction" in text and "(laptop)" in text
+    assert "other verdicts" in findings.answer("a", [row | {"verdict": "differs"} for row in rows])
+    assert findings.answer("b", rows) == ""
+    # An observation is told where more than half of its claims are judged.
+    written(monkeypatch, tmp_path, verdicts={"pcfg-1a": "same direction", "pcfg-1b": "same direction"})
+    elsewhere = findings.answer("a", [rows[0], rows[1] | {"run": "b"}])
+    assert "It grows" not in elsewhere and "1 <span" in elsewhere
+
+
 @pytest.mark.parametrize(
     "changes, named",
     [
