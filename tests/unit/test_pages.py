@@ -215,3 +215,46 @@ def test_pages_are_in_the_contents_and_of_one_voice(name):
     assert "\u2014" not in prose and " \u2013 " not in prose
     measured = re.findall(r"(?<![\w.-])\d+\.\d+(?!\.\d)(?![\w-])", re.sub(r"`[^`]*`|CC BY 4\.0", "", prose))
     assert not measured, measured  # numbers of runs come from records, never from a keyboard
+
+
+#: What may hold a digit in a chapter's running text: names, and settings that no run measures. Results come from records.
+NAMED = [
+    r"[Pp]arts? \d(?:(?: and| to|, part) \d)*", r"[Oo]utput \d", r"M1 to M7", r"GSM8K", r"[Ss]teps? \d", r"#+ \d+\. ",
+    r"Python 3(?:\.11)?", r"number is 99", r"CC BY 4\.0|Attribution 4\.0 International|Apache 2\.0", r"width 192",
+    r"Llama(?:-3\.1-8B| 2, 3, 3\.1, 3\.2 or 3\.3| 2| 3)", r"UTF-8|bfloat16|float32", r"an 8B", r"from 1 to 7",
+]  # fmt: skip
+#: Further sentences, whole: definitions of statistics, bars that were written down, and what a test computes anew.
+SAID = {
+    "how-to-read": ["n ≥ 3", "97.5 % point", "1 degrees of freedom", "√(1 + 1/n)", "three seeds t is 4.3"],
+    "safetylock": ["at least 95 % of the harmless answers", "at most 10 % of the answers"],
+    "running-on-real-llama": ["(2023)", "on 8 GPUs", "15.0 GiB", "239.3 GiB", "to 1e-5"],
+}
+
+
+def running_text(text: str) -> str:
+    """A page without code, formulas, tables, references, links and the numbers of lists."""
+    for pattern, flags in (
+        (r"^---\n.*?\n---\n", re.S), (r"^(`{3,}|:{3,}).*?^\1\s*$", re.S | re.M), (r"\$\$.*?\$\$|\$[^$\n]*\$", re.S),
+        (r"\{[\w:]+\}`[^`]*`", 0), (r"`[^`\n]*`", 0), (r"(?<=\])\([^)]*\)", 0), (r"^\s*\|.*$", re.M), (r"<[^>]*>", 0),
+        (r"^\s*\d+\. ", re.M), (r"https?://\S+", 0),
+    ):  # fmt: skip
+        text = re.sub(pattern, "", text, flags=flags)
+    return text
+
+
+@pytest.mark.parametrize("page", sorted(path.stem for path in paths.BOOK.glob("*.md")))
+def test_no_number_is_typed_into_a_chapter(page):
+    text = running_text((paths.BOOK / f"{page}.md").read_text(encoding="utf-8"))
+    for said in SAID.get(page, ()):
+        assert said in text, f"{page} no longer says {said!r}: take it off the list"
+        text = text.replace(said, "")
+    for pattern in NAMED:
+        text = re.sub(pattern, "", text)
+    assert not re.findall(r".{0,30}\d.{0,20}", text)
+
+
+def test_what_is_left_of_a_page_still_holds_its_numbers():
+    assert "took 12 %" in running_text(
+        "# A\n\nIt took 12 % of it.\n\n| 3 |\n\n1. `4` [5](6.md) $7$\n\n```\n8\n```\n"
+    )
+    assert not re.search(r"\d", running_text("| 3 |\n\n1. `4` [x](6.md) $7$\n\n```\n8\n```\n"))

@@ -177,13 +177,14 @@ def test_the_strongest_attack_is_that_of_all_answers_together():
     import pandas as pd
 
     rows = [
-        ("plain", 10, 0.5),
-        ("plain", 10, 0.1),
-        ("role", 10, 0.4),
-        ("role", 10, 0.3),
-        ("tuned again", 10, 0.2),
+        ("plain", 0, 10, 0.5),
+        ("plain", 1, 10, 0.1),
+        ("role", 0, 10, 0.4),
+        ("role", 1, 10, 0.3),
+        ("tuned again", 0, 10, 0.2),
     ]
-    part = pd.DataFrame(rows, columns=["attack", "n", "harm"])
+    part = pd.DataFrame(rows, columns=["attack", "seed", "n", "harm"])
     assert figures.strongest(part, False) == "role" and figures.strongest(part, True) == "tuned again"
-    assert figures.pooled(part[part["attack"] == "plain"], "harm")[0] == pytest.approx(0.3)
+    share, lowest, highest = figures.pooled(part[part["attack"] == "plain"], "harm")
+    assert (share, lowest, highest) == pytest.approx((0.3, 0.1, 0.5))
     assert figures.strongest(part[part["attack"] == "plain"], True) is None

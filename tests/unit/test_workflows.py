@@ -6,8 +6,8 @@ import re
 import shlex
 import subprocess
 import sys
-import tarfile
 import tomllib
+import zipfile
 
 import pytest
 import yaml
@@ -158,7 +158,7 @@ def test_archive_checksum_and_manifest(tmp_path, version):
             os.utime(html / name, (number + ord(attempt), number))
         done = pack(version, html, tmp_path / attempt)
         assert done.returncode == 0, done.stderr
-        archives.append(tmp_path / attempt / "dist" / f"safebook-{version}.tar.gz")
+        archives.append(tmp_path / attempt / "dist" / f"safebook-{version}.zip")
     assert archives[0].read_bytes() == archives[1].read_bytes()
 
     dist = archives[0].parent
@@ -167,10 +167,8 @@ def test_archive_checksum_and_manifest(tmp_path, version):
     }  # fmt: skip
     checksum = (dist / f"{archives[0].name}.sha256").read_text()
     assert checksum == f"{hashlib.sha256(archives[0].read_bytes()).hexdigest()}  {archives[0].name}\n"
-    with tarfile.open(archives[0]) as tar:
-        inside = {
-            m.name.removeprefix(f"safebook-{version}/"): tar.extractfile(m).read() for m in tar.getmembers()
-        }
+    with zipfile.ZipFile(archives[0]) as zipped:
+        inside = {n.removeprefix(f"safebook-{version}/"): zipped.read(n) for n in zipped.namelist()}
     assert inside == content
     lines = (dist / f"safebook-{version}.manifest").read_text().splitlines()
     assert lines == [f"{hashlib.sha256(content[name]).hexdigest()}  {name}" for name in sorted(content)]

@@ -3,6 +3,7 @@
 Tables of the record that are read: `rates` (a row a level, seed, defence, prompt set and attack), `tasks`, `cost`, `grid`.
 """
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -98,11 +99,18 @@ def judged(record: "Record") -> str:
     return "harmful rate" if "harm" in record.tables["rates"] else "answered without a phrase of refusal"
 
 
+_wilson = lru_cache(maxsize=None)(wilson)  # the same few counts come again and again
+
+
 def pooled(part: pd.DataFrame, column: str) -> tuple[float, float, float]:
-    """Share over the answers of all rows, of `n` answers each, and its Wilson interval."""
-    trials = int(part["n"].sum())
-    hits = round(float((part[column] * part["n"]).sum()))
-    return hits / trials, *wilson(hits, trials)
+    """Share over the answers of all rows, of `n` answers each, and the lowest and highest share of a seed.
+
+    Seeds are the sample: an interval of the share over all answers would say nothing of the next seed.
+    """
+    right, trials = part[column].to_numpy() * part["n"].to_numpy(), part["n"].to_numpy()
+    seeds = part["seed"].to_numpy()
+    shares = [right[seeds == seed].sum() / trials[seeds == seed].sum() for seed in dict.fromkeys(seeds)]
+    return right.sum() / trials.sum(), min(shares), max(shares)
 
 
 def strongest(part: pd.DataFrame, knowing: bool) -> str | None:
@@ -121,10 +129,10 @@ def strongest(part: pd.DataFrame, knowing: bool) -> str | None:
 
 
 def cell(part: pd.DataFrame, column: str) -> str:
-    """Percent and its interval; empty where nothing was measured."""
+    """Percent, lowest and highest seed; empty where nothing was measured."""
     if not len(part) or column not in part:
         return ""
-    return "{:.0f} [{:.0f}, {:.0f}]".format(*(100 * x for x in pooled(part, column)))
+    return "{:.0f} ({:.0f} to {:.0f})".format(*(100 * x for x in pooled(part, column)))
 
 
 def tasks_of(record: "Record") -> pd.DataFrame:
@@ -138,7 +146,7 @@ def tasks_of(record: "Record") -> pd.DataFrame:
 
 
 def table(record: "Record") -> pd.DataFrame:
-    """Level and defence by attack, utility and cost; shares in percent with the Wilson interval of all seeds' answers."""
+    """Level and defence by attack, utility and cost; shares in percent with those of the lowest and the highest seed."""
     rates, harm, tasks = record.tables["rates"], harmful(record), tasks_of(record)
     costs = record.tables["cost"] if "cost" in record.tables else pd.DataFrame({"defence": []})
     rows = {}
@@ -200,7 +208,7 @@ def _percent(part: pd.DataFrame) -> float:
 
 
 def trade(record: "Record") -> Figure:
-    """Utility against harm, a panel a level, and added seconds: one mark a defence, whiskers the pooled Wilson intervals.
+    """Utility against harm, a panel a level, and added seconds: one mark a defence, whiskers from the lowest to the highest seed.
 
     Filled: the strongest attack that knows nothing of the defence; above it, hollow, the strongest that does.
     """
@@ -261,16 +269,16 @@ def _seconds(axis: "Axes", costs: pd.DataFrame) -> None:
 
 
 def _lying(axis: "Axes", part: pd.DataFrame, column: str, y: float, defence: str) -> None:
-    """A bar for the pooled interval, a thin line and a dot for each seed and its own interval."""
+    """A bar from the lowest to the highest seed; for each seed a dot, and a thin line for the Wilson interval of its answers."""
     if not len(part):
         return
     _, shade, _ = NAMES[defence]
     share, low, high = pooled(part, column)
     axis.hlines(y, low, high, color=shade, lw=6, alpha=0.25)
     places = y + (np.arange(len(part)) - (len(part) - 1) / 2) * 0.2
-    for place, (_, row) in zip(places, part.iterrows()):
-        _, own_low, own_high = pooled(row.to_frame().T, column)
-        axis.hlines(place, own_low, own_high, color=shade, lw=0.8, alpha=0.8)
+    hits = (part[column] * part["n"]).round().astype(int)
+    ends = np.array([_wilson(int(h), int(n)) for h, n in zip(hits, part["n"])])
+    axis.hlines(places, ends[:, 0], ends[:, 1], color=shade, lw=0.8, alpha=0.8)
     fill = {"mfc": "none"} if defence in CONTROLS else {}
     axis.plot(part[column], places, "o", color=shade, ms=3.5, **fill)
     axis.plot(share, y, "|", color="0.1", ms=11, mew=1.4)
@@ -296,7 +304,7 @@ def _by_defence(record: "Record", level: str, shown: list[tuple[pd.DataFrame, st
 
 
 def attacks(record: "Record", level: str) -> Figure:
-    """Harm under every attack, a row a defence: seeds with their Wilson intervals, the bar that of all answers."""
+    """Harm under every attack, a row a defence: seeds with the Wilson intervals of their answers, the bar their range."""
     table = of(harmful(record), level=level)
     word = "harm" if "harm" in record.tables["rates"] else "not refused"
     shown = [
