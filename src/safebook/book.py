@@ -51,6 +51,7 @@ def assemble(size: str) -> list[book_state.RunView]:
     )
     pages["status.md"] = book_tables.status(views, recorded, size)
     pages["summary.md"] = book_tables.summary(best, size) + findings.headlines(best, book_tables.PAPERS)
+    pages["checkpoints.md"] = book_tables.checkpoints(_with_model())
     images, figures = book_figures.pages()
     pages |= images
     pages["in_short.md"] = findings.short(best, book_tables.PAPERS, figures)
@@ -60,6 +61,20 @@ def assemble(size: str) -> list[book_state.RunView]:
         pages[f"short_{paper}.md"] = findings.summed_up(paper, best)
     _write(paths.BOOK / "executed", pages)
     return views
+
+
+def _with_model() -> list[tuple[str, str, str]]:
+    """Title, page and first text of every run that takes a checkpoint."""
+    import nbformat
+
+    from safebook import parameters, registry
+
+    found = []
+    for run in registry.RUNS:
+        if run.path.exists() and "model" in parameters.read(run.path):
+            text = nbformat.read(run.path, as_version=4).cells[0].source
+            found.append((run.title, "executed/" + run.template.removesuffix(".ipynb"), text))
+    return found
 
 
 def check_toc() -> None:

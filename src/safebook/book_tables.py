@@ -1,6 +1,7 @@
 """The generated parts of the book that look at all runs: scorecard, status page, the front page's summary."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -311,3 +312,13 @@ def _machines(views: Sequence[RunView]) -> str:
         what = " · ".join(f"{h.esc(key)} <strong>{h.esc(value)}</strong>" for key, value in about.items())
         items.append(f'<li>{what}<br><span class="sb-source">Runs: {h.esc(who)}</span></li>')
     return f"<ul>{''.join(items)}</ul>" if items else ""
+
+
+def checkpoints(runs: Sequence[tuple[str, str, str]]) -> str:
+    """What every page does with a checkpoint: (title, path of the page in the book, text of its template's first cell)."""
+    rows = []
+    for title, page, text in runs:
+        said = [" ".join(part.split()) for part in text.split("\n\n") if "`model`" in part]
+        words = re.sub(r"`([^`]+)`", r"<code>\1</code>", h.esc(said[-1])) if said else ""
+        rows.append((h.link(f"{page}.html", title), words))
+    return h.table(("Page", "With a checkpoint"), rows, "What every page does with a checkpoint") + "\n"

@@ -104,6 +104,16 @@ def parser() -> argparse.ArgumentParser:
     add("--batch", type=int, default=16, help="rows an iteration, over all processes")
     add("--learning-rate", type=float, default=5e-5)
     add("--seed", type=int, default=0)
+    add("--anchor", type=Path, help="file whose first row is a request with its refusal as the answer")
+    defence = made.add_mutually_exclusive_group()
+    defence.add_argument(
+        "--spf", type=float, metavar="RANK",
+        help="under SPF: where the rows' gradient conflicts with the anchor's, RANK of its directions are removed from every "
+        "matrix (below 1: this share of the outputs); not in shards",
+    )  # fmt: skip
+    defence.add_argument(
+        "--mixing", type=float, metavar="WEIGHT", help="WEIGHT times the anchor's loss is added"
+    )
     return made
 
 
@@ -118,15 +128,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def fine_tune(options: argparse.Namespace) -> int:
     """What `main` does with its options: AdamW at a constant rate, rows drawn with replacement, answers count alone."""
+    from safebook.baselines import mixed
     from safebook.chat_objectives import answer_loss
     from safebook.llama import load
     from safebook.prompts_io import read_prompts
+    from safebook.spf import SPF, SPFSettings
     from safebook.streams import stream
     from safebook.tokenized import answered
 
     if options.out.exists():
         raise InputError("out", str(options.out), "a folder that does not exist yet")
+    defended = options.spf is not None or options.mixing is not None
+    if defended != (options.anchor is not None):
+        raise InputError(
+            "anchor", options.anchor, "a file where --spf or --mixing is given, and none without"
+        )
     rows = read_prompts(str(options.rows), "rows", need_answers=True)
+    safe = read_prompts(str(options.anchor), "anchor", need_answers=True)[:1] if defended else []
+    # whole numbers are directions, smaller ones a share
+    rank = options.spf if options.spf is None or options.spf < 1 else int(options.spf)
+    chosen = None if rank is None else SPFSettings(rank=rank, method="low-rank")
     rate, steps = options.learning_rate, options.iterations
     settings = TrainingSettings(steps, options.batch, rate, rate, 0, steps, weight_decay=0.0, clip=1.0)
     accelerator = Accelerator()
@@ -138,8 +159,16 @@ def fine_tune(options: argparse.Namespace) -> int:
         return data.take(torch.randint(len(data), (options.batch,), generator=generator))
 
     model.requires_grad_(True)
+    objective, transform = answer_loss, None
+    if defended:
+        anchor = answered(tokenizer, [row.chat(answered=True) for row in safe]).to(accelerator.device)
+        if options.mixing is not None:
+            objective = mixed(answer_loss, anchor, options.mixing)
+        else:
+            drawn = stream(torch.device("cpu"), "distributed directions", options.seed)
+            transform = SPF(answer_loss, anchor, chosen, drawn)
     history, weights = train_together(
-        accelerator, model, answer_loss, batches, settings, progress="fine-tuning"
+        accelerator, model, objective, batches, settings, transform=transform, progress="fine-tuning"
     )
     if accelerator.is_main_process:
         model.save_pretrained(options.out, state_dict=weights)

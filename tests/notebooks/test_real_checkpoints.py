@@ -44,26 +44,19 @@ LLAMA_2 = (
     "{{ bos_token + '[INST] ' + (system if loop.first else '') + message['content'] | trim + ' [/INST]' }}"
     "{% else %}{{ ' ' + message['content'] | trim + ' ' + eos_token }}{% endif %}{% endfor %}"
 )
-#: Name -> special tokens, the end of a turn, template, settings of the model, precision, size of a shard.
+#: Name -> special tokens, the end of a turn, template, settings of the model. All have grouped queries, another vocabulary,
+#: bfloat16 weights and several files, which every notebook must stand; what else differs takes turns.
 FAMILIES = {
-    "llama2, bf16, sharded": (["<s>", "</s>"], "</s>", LLAMA_2, {"layers": 3}, torch.bfloat16, "40KB"),
-    "llama3, grouped, tied": (
+    "llama2": (["<s>", "</s>"], "</s>", LLAMA_2, {"layers": 3}),
+    "llama3, tied": (
         ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
         "<|eot_id|>",
         LLAMA_3,
-        {"key_value_heads": 2, "tied": True},
-        torch.float32,
-        "5GB",
+        {"tied": True},
     ),
-    "biases, other names": (
-        llamas.SPECIAL,
-        "</s>",
-        llamas.TEMPLATE,
-        {"attention_bias": True},
-        torch.float32,
-        "5GB",
-    ),
+    "biases, other names": (llamas.SPECIAL, "</s>", llamas.TEMPLATE, {"attention_bias": True}),
 }
+SHARD = "30KB"
 PROMPTS = {
     "harmful": [
         f"How do I open the {thing} that is not mine?"
@@ -95,13 +88,13 @@ def tokenizer(special: list[str], end: str, template: str | None) -> PreTrainedT
 
 
 def save(folder: Path, family: str, seed: int, template: bool = True) -> str:
-    special, end, text, changes, precision, shard = FAMILIES[family]
+    special, end, text, changes = FAMILIES[family]
     words = tokenizer(special, end, text if template else None)
     settings = LlamaSettings(
-        len(words) + 6, **llamas.SMALL | {"context": 160} | changes
+        len(words) + 6, **llamas.SMALL | {"context": 160, "key_value_heads": 2} | changes
     )  # rows without a token
-    network = build(settings, torch.Generator().manual_seed(seed)).to(precision)
-    network.save_pretrained(folder, max_shard_size=shard)
+    network = build(settings, torch.Generator().manual_seed(seed)).to(torch.bfloat16)
+    network.save_pretrained(folder, max_shard_size=SHARD)
     words.save_pretrained(folder)
     return str(folder)
 
@@ -122,7 +115,7 @@ def families(tmp_path_factory) -> list[Family]:
         root = tmp_path_factory.mktemp(f"family{number}")
         kept = (("chat", 0, True), ("base", 1, False), ("child", 2, True))
         found.append(Family(*(save(root / part, name, seed, template) for part, seed, template in kept)))
-    assert len(list(Path(found[0].model).glob("*.safetensors"))) > 1
+    assert all(len(list(Path(family.model).glob("*.safetensors"))) > 1 for family in found)
     return found
 
 
@@ -196,8 +189,12 @@ def another_architecture(folder: Path, _: Family) -> str:
 
 def pickled(folder: Path, family: Family) -> str:
     shutil.copytree(family.model, folder)
-    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
-    (folder / "model.safetensors").unlink()
+    weights = {}
+    for part in folder.glob("*.safetensors"):
+        weights |= load_file(part)
+        part.unlink()
+    (folder / "model.safetensors.index.json").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
     return str(folder)
 
 
@@ -236,7 +233,7 @@ def test_bad_input_is_named_before_anything_is_computed(run, case, families, fil
         monkeypatch.setattr(owner, name, computed)
     monkeypatch.setenv("SAFEBOOK_RECORD_DIR", str(tmp_path / "record"))
     parameter, make, part = BAD[case]
-    family = families[1]  # its weights are one file
+    family = families[1]
     values = supplied(run, family, files) | {parameter: make(tmp_path / "bad", family)}
     with pytest.raises(InputError) as caught:
         in_this_process(run, values)

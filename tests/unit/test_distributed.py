@@ -19,12 +19,14 @@ from accelerate.commands.launch import launch_command_parser
 from safetensors.torch import load_file
 
 from safebook import llama, paths
+from safebook.baselines import mixed
 from safebook.chat_objectives import answer_loss
 from safebook.distributed import main, parser, train_together
 from safebook.errors import InputError
 from safebook.prompts_io import read_prompts
 from safebook.settings import TrainingSettings
 from safebook.spf import SPF, SPFSettings
+from safebook.streams import stream
 from safebook.tokenized import answered
 from safebook.training import train
 from safebook.worlds.chat_tokens import ChatBatch
@@ -139,6 +141,51 @@ def test_the_command_writes_a_checkpoint_that_every_page_takes(tmp_path):
     (before, words), (after, _) = llama.load(options[1]), llama.load(str(out))
     data = answered(words, [row.chat(answered=True) for row in read_prompts(str(rows), "rows")])
     assert answer_loss(after, data) < 0.7 * answer_loss(before, data)
+
+
+@pytest.mark.parametrize("defence", ["--spf", "--mixing"])
+def test_the_command_trains_under_a_defence(defence, tmp_path):
+    """The weights are those of the training loop with the transform, or the objective, that the option names."""
+    files = {
+        "rows": "prompt,answer\nw1 w2,yes .\nw3,w4 .\n",
+        "anchor": "prompt,answer\nw1 w2,w9 w8 w7 .\nw5,w6 .\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).with_suffix(".csv").write_text(text)
+    out, path = tmp_path / "tuned", llamas.checkpoint(tmp_path / "model", "plain")
+    options = ["--model", path, "--rows", str(tmp_path / "rows.csv"), "--anchor", str(tmp_path / "anchor.csv"),
+               "--out", str(out), "--iterations", "6", "--batch", "4", "--learning-rate", "1e-2", defence, "2"]  # fmt: skip
+    assert main(options) == 0
+
+    model, words = llama.load(path)
+    rows, anchor = (
+        answered(
+            words, [row.chat(answered=True) for row in read_prompts(str(tmp_path / f"{name}.csv"), name)]
+        )
+        for name in files
+    )
+    anchor, cpu = anchor.take(torch.tensor([0])), torch.device("cpu")
+
+    def drawn(iteration: int) -> ChatBatch:
+        return rows.take(torch.randint(2, (4,), generator=stream(cpu, "distributed", 0, iteration)))
+
+    spf = SPF(
+        answer_loss, anchor, SPFSettings(2, method="low-rank"), stream(cpu, "distributed directions", 0)
+    )
+    objective = mixed(answer_loss, anchor, 2.0) if defence == "--mixing" else answer_loss
+    settings = TrainingSettings(6, 4, 1e-2, 1e-2, 0, 6, weight_decay=0.0, clip=1.0)
+    transform = spf if defence == "--spf" else None
+    train(model.requires_grad_(True), objective, drawn, settings, transform=transform)
+    assert defence == "--mixing" or any(step["acted"] for step in spf.records)
+    weights = llama.load(str(out))[0].state_dict()
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(weights[name], value, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("more", [["--spf", "2"], ["--mixing", "1"], ["--anchor", "a.csv"]])
+def test_a_defence_and_its_anchor_go_together(more, tmp_path, capsys):
+    given = ["--model", "none", "--rows", "none.csv", "--out", str(tmp_path / "new"), *more]
+    assert main(given) == 2 and "anchor" in capsys.readouterr().err
 
 
 def test_the_page_has_a_command_that_can_be_given_and_memory_that_was_computed():
