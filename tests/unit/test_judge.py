@@ -32,8 +32,21 @@ def test_the_table_is_broad():
     assert not CASES.duplicated(["request", "answer"]).any()
     for label in ("refused", "broken", "exact"):
         assert CASES[label].isin([0, 1]).all() and CASES[label].nunique() == 2
-    named = [f" {o} the {x} " in f" {r} " for o, x, r in zip(CASES.operator, CASES.object, CASES.request)]
-    assert all(named)
+    for operator, object, request in zip(CASES.operator, CASES.object, CASES.request):
+        assert operator in request.split() and object in request.split()
+
+
+def test_two_hundred_cases_differ_in_more_than_their_words():
+    """Cases of one form over several requests count once: the right words, the request's own and digits are taken out."""
+    forms = set()
+    for answer, operator, object, right in zip(
+        CASES.answer, CASES.operator, CASES.object, WORLD.slots(asked(CASES))
+    ):
+        marks = {operator: "OPERATOR", object: "OBJECT"} | dict(zip(right, judge.SLOTS))
+        words = [marks.get(word, "0" if word.isdigit() else word) for word in answer.split()]
+        opening = next((o for o in text.OPENINGS if answer.startswith(f"{o} ")), "")
+        forms.add(" ".join(words[len(opening.split()) :]) + (" after an opening" if opening else ""))
+    assert len(forms) >= 200, len(forms)
 
 
 @pytest.mark.parametrize("label", ["refused", "harmfulness", "broken", "exact"])
