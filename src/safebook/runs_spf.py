@@ -253,6 +253,7 @@ RUNS: tuple[Run, ...] = (
                 "harm_rate": 1.5e-4,
                 "mixed_rate": 1e-3,
                 "task_rate": 1e-3,
+                "variants_on": "rewriting+chat",
             },
             paper={
                 "samples": 330,
@@ -268,6 +269,7 @@ RUNS: tuple[Run, ...] = (
                 "batch": 32,
                 "harm_rate": 1e-5,
                 "task_rate": 3e-5,
+                "variants_on": "rewriting+chat",
             },
         ),
     ),
