@@ -104,6 +104,21 @@ def test_every_symbol_of_part_one_is_explained():
                 )
 
 
+@pytest.mark.parametrize("part", ["llama", "safetylock", "spf", "synthesis"])
+def test_every_formula_of_later_parts_uses_symbols_of_the_glossary(part):
+    """Of the formulas in the notebooks' prose: Greek letters, and single Latin ones that are no index."""
+    known, unknown = text("glossary.md"), set()
+    for path in sorted((paths.NOTEBOOKS / part).glob("*.ipynb")):
+        cells = nbformat.read(path, as_version=4).cells
+        prose = "\n".join(c.source for c in cells if c.cell_type == "markdown")
+        for formula in re.findall(r"\$([^$\n]+)\$", prose):
+            letters = [letter for name in re.findall(r"\\([a-zA-Z]+)", formula) if (letter := greek(name))]
+            bare = re.sub(r"\\[a-zA-Z]+|_\{[^}]*\}|_\w", " ", formula)
+            letters += set(re.findall(r"(?<![\w\\])[A-Za-z](?![\w])", bare)) - {"L", "j", "i", "T"}
+            unknown |= {letter for letter in letters if f"*{letter}" not in known}
+    assert not unknown, unknown
+
+
 def test_letters_of_later_parts_say_whose_they_are():
     _, later = text("glossary.md").split("(later-parts)=")
     for heading in ("| Symbol | Used by part 2 for |", "| Symbol | Used by part 3 for |"):
