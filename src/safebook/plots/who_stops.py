@@ -197,6 +197,7 @@ def matrix(record: "Record") -> Figure:
         axis.set(ylabel="attack", xlabel="")
         axis.set_title(f"{level_name(level)}: {judged(record)} (%, ↓ safer)", fontsize=10)
         axis.tick_params(labelsize=9, length=0)
+        axis.tick_params(axis="y", labelrotation=0)
     places = np.arange(len(defences)) + 0.5
     axes[-1].set_xticks(places, grid.columns, rotation=35, ha="right", rotation_mode="anchor")
     axes[-1].set_xlabel("defence")
