@@ -121,7 +121,8 @@ def answer(run_id: str, scorecard: Sequence[dict]) -> str:
     counts = Counter(row["verdict"] for row in own)
     marks = " · ".join(f"{counts[word]} {h.verdict(word)}" for word in h.VERDICT_CLASS if counts[word])
     sizes = ", ".join(dict.fromkeys(row.get("size") or "no record" for row in own))
-    lines.append(f"[Claims judged on this page](#judged-on-this-page) ({sizes}): {marks}")
+    link = h.link("#judged-on-this-page", "Claims judged on this page")
+    lines.append(f"{link} ({sizes}): {marks}")
     body = "\n\n".join(lines)
     return f":::{{admonition}} What was found\n:class: sb-answer\n{body}\n:::"
 

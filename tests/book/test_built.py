@@ -191,4 +191,4 @@ def test_heavy_scripts_are_loaded_where_they_are_used_alone(real):
         page = path.read_text(encoding="utf-8")
         assert ("tex-svg.js" in page) <= bool(book_post.FORMULA.search(page)), path.name
         assert ("vendor/widgets.js" in page) <= ("widget-view+json" in page), path.name
-    assert "tex-svg.js" in (real.html / "glossary.html").read_text(encoding="utf-8")
+    assert "tex-svg.js" in (real.html / "running-on-real-llama.html").read_text(encoding="utf-8")
