@@ -411,17 +411,20 @@ def test_an_executed_page_has_no_live_sliders(monkeypatch):
 
 def test_what_is_live_can_be_drawn_for_every_seed_of_the_committed_record():
     from safebook import results
-    from safebook.plots import features, lock_ablations, spf_ablations, spf_deep
+    from safebook.plots import features, lock_ablations, parameters, spf_ablations, spf_deep
 
-    pages = {
-        "pcfg-04-feature-space": features.tau_by_layer,
-        "safetylock-07-ablations": lambda r: lock_ablations.over_strength(
-            r, int(r.tables["curves"].query("kind == 'grid'")["count"].max())
-        ),
-        "spf-05-deep-finetuning": lambda r: spf_deep.at_depth(r, int(r.tables["epochs"]["epochs"].max())),
-        "spf-07-ablations": lambda r: spf_ablations.at_rank(r, float(r.tables["ranks"]["share"].max())),
-    }
-    for run, draw in pages.items():
+    def heads(r):
+        return lock_ablations.over_strength(r, int(r.tables["curves"].query("kind == 'grid'")["count"].max()))
+
+    pages = [
+        ("pcfg-04-feature-space", features.tau_by_layer),
+        ("pcfg-04-feature-space", lambda r: features.tau_histogram(r, 1, ("pretrained", "dpo-medium"))),
+        ("pcfg-05-column-space", lambda r: parameters.column_profiles(r, r.tables["profiles"]["part"].max())),
+        ("safetylock-07-ablations", heads),
+        ("spf-05-deep-finetuning", lambda r: spf_deep.at_depth(r, int(r.tables["epochs"]["epochs"].max()))),
+        ("spf-07-ablations", lambda r: spf_ablations.at_rank(r, float(r.tables["ranks"]["share"].max()))),
+    ]
+    for run, draw in pages:
         record = results.committed(run)
         pictures = [widgets.png(draw(results.of_seed(record, seed)), 40) for seed in record.seeds]
         assert len(set(pictures)) == len(record.seeds) > 1, run  # every seed looks different
