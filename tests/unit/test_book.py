@@ -418,7 +418,6 @@ def test_what_is_live_can_be_drawn_for_every_seed_of_the_committed_record():
 
     pages = [
         ("pcfg-04-feature-space", features.tau_by_layer),
-        ("pcfg-04-feature-space", lambda r: features.tau_histogram(r, 1, ("pretrained", "dpo-medium"))),
         ("pcfg-05-column-space", lambda r: parameters.column_profiles(r, r.tables["profiles"]["part"].max())),
         ("safetylock-07-ablations", heads),
         ("spf-05-deep-finetuning", lambda r: spf_deep.at_depth(r, int(r.tables["epochs"]["epochs"].max()))),
