@@ -7,6 +7,7 @@ the same data in the same order and make the same steps, but for the order of su
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -104,6 +105,7 @@ def parser() -> argparse.ArgumentParser:
     add("--batch", type=int, default=16, help="rows an iteration, over all processes")
     add("--learning-rate", type=float, default=5e-5)
     add("--seed", type=int, default=0)
+    add("--beta1", type=float, default=0.5, help="first moment of AdamW; 0.5 is that of the SPF paper")
     add("--anchor", type=Path, help="file whose first row is a request with its refusal as the answer")
     defence = made.add_mutually_exclusive_group()
     defence.add_argument(
@@ -126,6 +128,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
+def _rank(value: float) -> int | float:
+    """`SPFSettings.rank` of the option: whole numbers are directions, smaller ones a share of the outputs."""
+    if not 0 < value < math.inf or (value >= 1 and value != int(value)):
+        raise InputError("spf", value, "a whole number of directions, or their share between 0 and 1")
+    return int(value) if value >= 1 else value
+
+
 def fine_tune(options: argparse.Namespace) -> int:
     """What `main` does with its options: AdamW at a constant rate, rows drawn with replacement, answers count alone."""
     from safebook.baselines import mixed
@@ -145,12 +154,16 @@ def fine_tune(options: argparse.Namespace) -> int:
         )
     rows = read_prompts(str(options.rows), "rows", need_answers=True)
     safe = read_prompts(str(options.anchor), "anchor", need_answers=True)[:1] if defended else []
-    # whole numbers are directions, smaller ones a share
-    rank = options.spf if options.spf is None or options.spf < 1 else int(options.spf)
-    chosen = None if rank is None else SPFSettings(rank=rank, method="low-rank")
+    chosen = None if options.spf is None else SPFSettings(rank=_rank(options.spf), method="low-rank")
+    if options.mixing is not None and not 0 <= options.mixing < math.inf:
+        raise InputError("mixing", options.mixing, "a number >= 0")
     rate, steps = options.learning_rate, options.iterations
-    settings = TrainingSettings(steps, options.batch, rate, rate, 0, steps, weight_decay=0.0, clip=1.0)
+    settings = TrainingSettings(
+        steps, options.batch, rate, rate, 0, steps, betas=(options.beta1, 0.999), weight_decay=0.0, clip=1.0
+    )
     accelerator = Accelerator()
+    if chosen and accelerator.distributed_type.value == "FSDP":  # before every process loads the model
+        raise InputError("spf", options.spf, "none with FSDP: it would see shards of the gradients only")
     model, tokenizer = load(options.model, device="cpu")  # accelerate takes it from there, shard by shard
     data = answered(tokenizer, [row.chat(answered=True) for row in rows])
 

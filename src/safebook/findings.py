@@ -115,16 +115,18 @@ def answer(run_id: str, scorecard: Sequence[dict]) -> str:
         here = [claim for claim in finding.verdicts if claim in rows and rows[claim]["run"] == run_id]
         if finding.observation == SHORT or 2 * len(here) <= len(finding.verdicts):
             continue
+        if changed(finding, rows):  # its sentences may be wrong now; the chapter shows them with a warning
+            continue
         said = re.split(r"(?<=[.!?])\s+", fill(finding.believe.strip(), rows))
-        old = " (Written for other verdicts; see the chapter.)" if changed(finding, rows) else ""
-        lines.append(" ".join(said[:SENTENCES]) + old)
+        lines.append(f"**{finding.observation}** {' '.join(said[:SENTENCES])}")
     counts = Counter(row["verdict"] for row in own)
     marks = " · ".join(f"{counts[word]} {h.verdict(word)}" for word in h.VERDICT_CLASS if counts[word])
     sizes = ", ".join(dict.fromkeys(row.get("size") or "no record" for row in own))
     link = h.link("#judged-on-this-page", "Claims judged on this page")
     lines.append(f"{link} ({sizes}): {marks}")
+    title = "What was found" if len(lines) > 1 else "Verdicts"
     body = "\n\n".join(lines)
-    return f":::{{admonition}} What was found\n:class: sb-answer\n{body}\n:::"
+    return f":::{{admonition}} {title}\n:class: sb-answer\n{body}\n:::"
 
 
 def _summaries() -> dict[str, Finding]:

@@ -57,8 +57,10 @@ def test_claims_follow_from_the_tables(folder):
         ):
             found = part.groupby("anchor")["mean"].agg(cosine)
             below = rates.groupby("anchor").agg(rate)
+            layers = part.groupby("anchor")["negative_layers"].agg(rate)
             strongest = (min(found[a] for a in CONTROLS), max(below[a] for a in CONTROLS))
             for metric, where, own, control in (
+                ("layer_conflict", {"stage": "aligned"}, layers["refusal"], max(layers[a] for a in CONTROLS)),
                 ("conflict", {"stage": "aligned"}, found["refusal"], strongest[0]),
                 ("conflict_rate", {"arm": "sft"}, below["refusal"], strongest[1]),
             ):

@@ -151,6 +151,43 @@ def test_statistics_of_the_claims_follow_from_the_tables(folder):
                 assert found == pytest.approx(measures.ratio(*pair, 1.0), abs=1e-4)
 
 
+def reached(course, loss, column):
+    """Value where a run first reaches a loss: linear between the points before and after, in numpy's words."""
+    points = course.sort_values("iteration")
+    first = int(np.argmax(points["loss"].to_numpy() <= loss + 1e-12))
+    if first == 0:
+        return points[column].iloc[0]
+    two = points.iloc[first - 1 : first + 1].sort_values("loss")
+    return np.interp(loss, two["loss"], two[column])
+
+
+@records(RUN)
+def test_numbers_at_equal_loss_follow_from_the_courses(folder):
+    """The lowest loss that an arm and plain fine-tuning both reach; of the arms that act afterwards, their end."""
+    r = results.load(folder)
+    courses, first = r.tables["courses"], r.parameters["every_arm"][0]
+    aligned = r.tables["results"].query("arm == 'aligned'").set_index(["seed", "style"])["refusal"]
+    for (data, optimiser, seed), part in courses.groupby(["data", "optimiser", "seed"]):
+        runs = dict(iter(part.groupby("arm")))
+        for arm in set(runs) - {"sft"}:
+            run = runs[arm].nlargest(1, "iteration") if arm in AFTERWARDS else runs[arm]
+            loss = max(run["loss"].min(), runs["sft"]["loss"].min())
+            harm, plain = (reached(course, loss, "harm") for course in (run, runs["sft"]))
+            if not measures.harmless(data):
+                where = {"method": arm, "at": "equal loss"}
+                usual = optimiser == "adamw 0.5"
+                where |= {"data": data} if usual else {"optimiser": optimiser}
+                found = r.scalars("success_ratio" if usual else "success_by_optimiser", **where)[seed]
+                assert found == pytest.approx(measures.ratio(harm, plain, 1.0), abs=1e-3), (data, arm, seed)
+                assert usual or data == first
+            elif arm in measures.MAIN:
+                kept = measures.ratio(
+                    reached(run, loss, "refusal"), aligned[seed, measures.style_of(data)], 0.0
+                )
+                found = r.scalars("refusal_kept", method=arm, task=data, at="equal loss")[seed]
+                assert found == pytest.approx(kept, abs=1e-3), (data, arm, seed)
+
+
 @records(RUN)
 def test_the_lowest_and_the_highest_of_the_tasks_are_those_of_the_tasks(folder):
     r = results.load(folder)

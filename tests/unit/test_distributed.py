@@ -65,11 +65,14 @@ def batch(iteration: int) -> ChatBatch:
 
 
 def problem(kind: str) -> tuple[tuple, dict]:
-    """Arguments and options of a training run; copies of a model are trained under SPF, shards cannot be."""
+    """Arguments and options of a training run; copies of a model are trained under SPF, shards, which cannot be, with loss
+    mixing."""
     settings = TrainingSettings(12, 5, 1e-2, 1e-3, 3, 12, weight_decay=0.01, clip=0.5)
     model = llamas.model("tied").requires_grad_(True)
     spf = SPF(answer_loss, batch(99), SPFSettings(2, test="always"))
-    return (model, answer_loss, batch, settings), {} if kind == "FSDP" else {"transform": spf}
+    if kind == "FSDP":
+        return (model, mixed(answer_loss, batch(99), 0.5), batch, settings), {}
+    return (model, answer_loss, batch, settings), {"transform": spf}
 
 
 def launch(*arguments: str) -> str:
@@ -173,7 +176,7 @@ def test_the_command_trains_under_a_defence(defence, tmp_path):
         answer_loss, anchor, SPFSettings(2, method="low-rank"), stream(cpu, "distributed directions", 0)
     )
     objective = mixed(answer_loss, anchor, 2.0) if defence == "--mixing" else answer_loss
-    settings = TrainingSettings(6, 4, 1e-2, 1e-2, 0, 6, weight_decay=0.0, clip=1.0)
+    settings = TrainingSettings(6, 4, 1e-2, 1e-2, 0, 6, betas=(0.5, 0.999), weight_decay=0.0, clip=1.0)
     transform = spf if defence == "--spf" else None
     train(model.requires_grad_(True), objective, drawn, settings, transform=transform)
     assert defence == "--mixing" or any(step["acted"] for step in spf.records)
@@ -186,6 +189,16 @@ def test_the_command_trains_under_a_defence(defence, tmp_path):
 def test_a_defence_and_its_anchor_go_together(more, tmp_path, capsys):
     given = ["--model", "none", "--rows", "none.csv", "--out", str(tmp_path / "new"), *more]
     assert main(given) == 2 and "anchor" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("spf", "nan"), ("spf", "inf"), ("spf", "1.7"), ("spf", "0"), ("mixing", "-1"), ("mixing", "nan")]
+)  # fmt: skip
+def test_a_strength_that_makes_no_sense_is_named(option, value, tmp_path, capsys):
+    (tmp_path / "rows.csv").write_text("prompt,answer\nw1 w2,yes .\n")
+    given = ["--model", "none", "--rows", str(tmp_path / "rows.csv"), "--out", str(tmp_path / "new")]
+    assert main([*given, "--anchor", str(tmp_path / "rows.csv"), f"--{option}", value]) == 2
+    assert f"parameter '{option}'" in capsys.readouterr().err
 
 
 def test_the_page_has_a_command_that_can_be_given_and_memory_that_was_computed():

@@ -47,9 +47,12 @@ def test_a_page_opens_with_what_was_found_there_and_how_often(monkeypatch, tmp_p
     written(monkeypatch, tmp_path, believe="It grows {pcfg-1a.value:two_to}-fold. Twice. Left out.")
     rows = [ROW | {"run": "a", "size": "laptop"}, ROW | {"id": "pcfg-1b", "run": "a", "size": "laptop"}]
     text = findings.answer("a", rows)
-    assert "It grows 2.83-fold. Twice.\n" in text and "Left out" not in text
+    assert "**Clusters** It grows 2.83-fold. Twice.\n" in text and "Left out" not in text
     assert "2 <span" in text and "same direction" in text and "(laptop)" in text
-    assert "other verdicts" in findings.answer("a", [row | {"verdict": "differs"} for row in rows])
+    other = findings.answer(
+        "a", [row | {"verdict": "differs"} for row in rows]
+    )  # the sentences are of another verdict
+    assert "It grows" not in other and "differs" in other and "{admonition} Verdicts" in other
     assert findings.answer("b", rows) == ""
     # An observation is told where more than half of its claims are judged.
     written(monkeypatch, tmp_path, verdicts={"pcfg-1a": "same direction", "pcfg-1b": "same direction"})
