@@ -20,7 +20,7 @@ from safebook import executed, parameters, paths, registry
 
 STATUS = "status.json"
 NOTEBOOK = "notebook.ipynb"
-TIMEOUT_S = {"smoke": 900, "laptop": 3600, "paper": 24 * 3600}  # seconds per cell
+TIMEOUT_S = {"smoke": 900, "laptop": 3 * 3600, "paper": 24 * 3600}  # seconds per cell
 SUCCEEDED, FAILED = "succeeded", "failed"
 
 
