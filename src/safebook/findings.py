@@ -118,7 +118,8 @@ def answer(run_id: str, scorecard: Sequence[dict]) -> str:
         if changed(finding, rows):  # its sentences may be wrong now; the chapter shows them with a warning
             continue
         said = re.split(r"(?<=[.!?])\s+", fill(finding.believe.strip(), rows))
-        lines.append(f"**{finding.observation}** {' '.join(said[:SENTENCES])}")
+        stop = "" if finding.observation.endswith("?") else "."
+        lines.append(f"**{finding.observation}{stop}** {' '.join(said[:SENTENCES])}")
     counts = Counter(row["verdict"] for row in own)
     marks = " · ".join(f"{counts[word]} {h.verdict(word)}" for word in h.VERDICT_CLASS if counts[word])
     sizes = ", ".join(dict.fromkeys(row.get("size") or "no record" for row in own))

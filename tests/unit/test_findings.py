@@ -47,7 +47,7 @@ def test_a_page_opens_with_what_was_found_there_and_how_often(monkeypatch, tmp_p
     written(monkeypatch, tmp_path, believe="It grows {pcfg-1a.value:two_to}-fold. Twice. Left out.")
     rows = [ROW | {"run": "a", "size": "laptop"}, ROW | {"id": "pcfg-1b", "run": "a", "size": "laptop"}]
     text = findings.answer("a", rows)
-    assert "**Clusters** It grows 2.83-fold. Twice.\n" in text and "Left out" not in text
+    assert "**Clusters.** It grows 2.83-fold. Twice.\n" in text and "Left out" not in text
     assert "2 <span" in text and "same direction" in text and "(laptop)" in text
     other = findings.answer(
         "a", [row | {"verdict": "differs"} for row in rows]
