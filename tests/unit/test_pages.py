@@ -85,9 +85,11 @@ def greek(name: str) -> str | None:
         return None
 
 
-def test_every_symbol_of_part_one_is_explained():
+@pytest.mark.parametrize("part", ["pcfg", "llama", "safetylock", "spf", "synthesis"])
+def test_every_symbol_is_explained(part):
+    """Of the formulas in the notebooks' prose: Greek letters, and single Latin ones that are no index."""
     known = text("glossary.md")
-    for path in sorted((paths.NOTEBOOKS / "pcfg").glob("*.ipynb")):
+    for path in sorted((paths.NOTEBOOKS / part).glob("*.ipynb")):
         prose = "\n".join(
             c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "markdown"
         )
@@ -102,21 +104,6 @@ def test_every_symbol_of_part_one_is_explained():
                     formula,
                     letter,
                 )
-
-
-@pytest.mark.parametrize("part", ["llama", "safetylock", "spf", "synthesis"])
-def test_every_formula_of_later_parts_uses_symbols_of_the_glossary(part):
-    """Of the formulas in the notebooks' prose: Greek letters, and single Latin ones that are no index."""
-    known, unknown = text("glossary.md"), set()
-    for path in sorted((paths.NOTEBOOKS / part).glob("*.ipynb")):
-        cells = nbformat.read(path, as_version=4).cells
-        prose = "\n".join(c.source for c in cells if c.cell_type == "markdown")
-        for formula in re.findall(r"\$([^$\n]+)\$", prose):
-            letters = [letter for name in re.findall(r"\\([a-zA-Z]+)", formula) if (letter := greek(name))]
-            bare = re.sub(r"\\[a-zA-Z]+|_\{[^}]*\}|_\w", " ", formula)
-            letters += set(re.findall(r"(?<![\w\\])[A-Za-z](?![\w])", bare)) - {"L", "j", "i", "T"}
-            unknown |= {letter for letter in letters if f"*{letter}" not in known}
-    assert not unknown, unknown
 
 
 def test_letters_of_later_parts_say_whose_they_are():
