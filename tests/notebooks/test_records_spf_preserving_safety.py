@@ -26,7 +26,7 @@ def test_every_arm_is_tested_on_the_same_prompts_in_the_form_of_its_data(folder)
     for (data, optimiser), part in table[table["arm"] != "aligned"].groupby(["data", "optimiser"]):
         assert set(part["style"]) == {measures.style_of(data)}
         wanted = ARMS if data in p["every_arm"] else measures.MAIN
-        wanted = ("sft", "spf") if optimiser == "adamw 0.9" else wanted
+        wanted = ("sft", "spf", *measures.SIMPLE) if optimiser != "adamw 0.5" else wanted
         assert (part.groupby("seed")["arm"].apply(set) == set(wanted)).all() and set(part["seed"]) == set(
             r.seeds
         )
@@ -54,17 +54,65 @@ def test_only_subspace_arms_remove_energy_and_each_has_spfs_rank(folder):
 
 
 @records(RUN)
-def test_the_chosen_setting_has_the_highest_score_of_an_equal_number(folder):
+def test_the_chosen_setting_has_the_highest_mean_score_of_an_equal_number(folder):
     r = results.load(folder)
     grid, table = r.tables["grid"], r.tables["results"]
-    assert set(grid["arm"]) == set(measures.GRIDS) and grid.groupby("arm").size().nunique() == 1
+    assert set(grid["arm"]) == set(measures.GRIDS) and set(grid["data"]) == set(r.parameters["choose_on"])
     for arm, part in grid.groupby("arm"):
-        chosen = part[part["chosen"].astype(bool)]
-        assert len(chosen) == 1 and chosen["score"].iloc[0] == part["score"].max()
-        used = table[table["arm"] == arm]["setting"]
-        np.testing.assert_allclose(used, chosen["setting"].iloc[0], atol=1e-6)
+        means = part.groupby("setting")["score"].mean()
+        (chosen,) = set(part[part["chosen"].astype(bool)]["setting"])
+        assert len(means) == 3 and means[chosen] == pytest.approx(means.max(), abs=2e-6)
+        np.testing.assert_allclose(table[table["arm"] == arm]["setting"], chosen, atol=1e-6)
     safe = (grid["refusal"] - grid["broken"]).clip(lower=0)
     np.testing.assert_allclose(grid["score"], (safe + grid["benign_exact"] + grid["accuracy"]) / 3, atol=2e-6)
+
+
+@records(RUN)
+def test_sgd_has_the_tried_rate_that_harms_most_like_adamw(folder):
+    r = results.load(folder)
+    dial, first = r.tables["dial"], r.parameters["every_arm"][0]
+    used = dial["used"].astype(bool)
+    aim = dial[(dial["data"] == first) & used]["harm"].iloc[0]
+    sgd = dial[dial["data"] == f"{first}, SGD"]
+    assert set(sgd["rate"]) == set(r.parameters["sgd_rates"]) and used[sgd.index].sum() == 1
+    descent = r.tables["descent"]
+    assert set(descent["arm"]) == {"sft", *measures.SIMPLE} and set(descent["rate"]) == set(sgd["rate"])
+    assert (descent["falls"].astype(bool) == (descent["after"] < descent["before"])).all()
+    accepted = descent.groupby("rate")["falls"].min().astype(bool)
+    accepted = set(accepted[accepted].index) or {min(sgd["rate"])}
+    far = (sgd["harm"] - aim).abs()
+    far = far[sgd["rate"].isin(accepted)]
+    assert used[far.index].sum() == 1 and far[used[far.index]].iloc[0] == pytest.approx(far.min(), abs=1e-9)
+
+
+@records(RUN)
+def test_loss_mixing_is_swept_on_the_first_set_and_agrees_with_the_table_at_its_own_weight(folder):
+    r = results.load(folder)
+    sweep, table = r.tables["sweep"], r.tables["results"]
+    assert sweep.groupby("weight")["seed"].apply(set).map(lambda s: s == set(r.seeds)).all()
+    assert set(sweep["weight"]) == set(r.parameters["weights"])
+    own = table[(table["arm"] == "mixing") & (table["optimiser"] == "adamw 0.5")]
+    own = own[own["data"] == r.parameters["every_arm"][0]].set_index("seed")
+    for _, row in sweep.iterrows():
+        if row["weight"] == own["setting"].iloc[0]:
+            assert row["harm"] == pytest.approx(own["harm"][row["seed"]], abs=2e-6)
+            assert row["loss"] == pytest.approx(own["loss"][row["seed"]], abs=2e-6)
+
+
+@records(RUN)
+def test_other_optimisers_are_compared_with_plain_fine_tuning_by_the_same_one(folder):
+    r = results.load(folder)
+    table, first = r.tables["results"], r.parameters["every_arm"][0]
+    for optimiser in ("adamw 0.9", "sgd"):
+        part = table[(table["data"] == first) & (table["optimiser"] == optimiser)]
+        for seed in r.seeds:
+            harm = part[part["seed"] == seed].set_index("arm")["harm"]
+            for arm in ("spf", *measures.SIMPLE):
+                where = {"method": arm, "optimiser": optimiser, "at": "equal steps"}
+                found = r.scalars("success_by_optimiser", **where)[seed]
+                assert found == pytest.approx(measures.ratio(harm[arm], harm["sft"], 1.0), abs=1e-4)
+                usual = r.scalars("success_ratio", method=arm, data=first, at="equal steps")[seed]
+                assert r.scalars("success_over_adamw", **where)[seed] == pytest.approx(found - usual)
 
 
 @records(RUN)
@@ -73,9 +121,9 @@ def test_courses_begin_at_the_aligned_model_and_end_at_the_results(folder):
     courses, table = r.tables["courses"], r.tables["results"]
     for (_, seed), part in courses[courses["iteration"] == 0].groupby(["data", "seed"]):
         assert part["loss"].nunique() == 1 and part["refusal"].nunique() == 1 and seed in r.seeds
-    for (data, arm, seed), part in courses.groupby(["data", "arm", "seed"]):
+    for (data, optimiser, arm, seed), part in courses.groupby(["data", "optimiser", "arm", "seed"]):
         ended = table[(table["data"] == data) & (table["arm"] == arm) & (table["seed"] == seed)]
-        end = ended[ended["optimiser"] == "adamw 0.5"].iloc[0]
+        end = ended[ended["optimiser"] == optimiser].iloc[0]
         assert part.iloc[-1]["harm"] == pytest.approx(end["harm"], abs=2e-6)
         assert part.iloc[-1]["loss"] == pytest.approx(end["loss"], abs=2e-6)
 
@@ -100,12 +148,55 @@ def test_statistics_of_the_claims_follow_from_the_tables(folder):
             for at, value in lowest.items():
                 assert r.scalars("success_ratio", method="best simple", data=data, at=at)[seed] == value
             runs = courses[(courses["data"] == data) & (courses["seed"] == seed)]
+            runs = runs[runs["optimiser"] == "adamw 0.5"]
             plain = runs[runs["arm"] == "sft"].to_dict("records")
             after = runs[runs["arm"] == AFTERWARDS[0]].to_dict("records")[-1:]
             if after:
                 _, *pair = measures.at_equal_loss(after, plain, "harm")
                 found = r.scalars("success_ratio", method=AFTERWARDS[0], data=data, at="equal loss")[seed]
                 assert found == pytest.approx(measures.ratio(*pair, 1.0), abs=1e-4)
+
+
+def reached(course, loss, column):
+    """Value where a run first reaches a loss: linear between the points before and after, in numpy's words."""
+    points = course.sort_values("iteration")
+    first = int(np.argmax(points["loss"].to_numpy() <= loss + 1e-12))
+    if first == 0:
+        return points[column].iloc[0]
+    two = points.iloc[first - 1 : first + 1].sort_values("loss")
+    return np.interp(loss, two["loss"], two[column])
+
+
+@records(RUN)
+def test_numbers_at_equal_loss_follow_from_the_courses(folder):
+    """The lowest loss that an arm and plain fine-tuning both reach; of the arms that act afterwards, their end."""
+    r = results.load(folder)
+    courses, first = r.tables["courses"], r.parameters["every_arm"][0]
+    aligned, leads = r.tables["results"].query("arm == 'aligned'").set_index(["seed", "style"])["refusal"], {}
+    for (data, optimiser, seed), part in courses.groupby(["data", "optimiser", "seed"]):
+        runs = dict(iter(part.groupby("arm")))
+        for arm in set(runs) - {"sft"}:
+            run = runs[arm].nlargest(1, "iteration") if arm in AFTERWARDS else runs[arm]
+            loss = max(run["loss"].min(), runs["sft"]["loss"].min())
+            harm, plain = (reached(course, loss, "harm") for course in (run, runs["sft"]))
+            if not measures.harmless(data):
+                where = {"method": arm, "at": "equal loss"}
+                usual = optimiser == "adamw 0.5"
+                where |= {"data": data} if usual else {"optimiser": optimiser}
+                found = r.scalars("success_ratio" if usual else "success_by_optimiser", **where)[seed]
+                assert found == pytest.approx(measures.ratio(harm, plain, 1.0), abs=1e-3), (data, arm, seed)
+                assert usual or data == first
+            elif arm in measures.MAIN:
+                whole = aligned[seed, measures.style_of(data)]
+                refused, plainly = (reached(course, loss, "refusal") for course in (run, runs["sft"]))
+                found = r.scalars("refusal_kept", method=arm, task=data, at="equal loss")[seed]
+                assert found == pytest.approx(measures.ratio(refused, whole, 0.0), abs=1e-3)
+                ahead = measures.ratio(refused - plainly, whole, 0.0)
+                leads[arm, seed] = min(ahead, leads.get((arm, seed), ahead))
+    for (arm, seed), ahead in leads.items():
+        found = r.scalars("refusal_lead", method=arm, tasks="lowest")[seed]
+        assert found == pytest.approx(ahead, abs=1e-3), (arm, seed)
+    assert {arm for arm, _ in leads} == set(measures.MAIN) - {"sft"}
 
 
 @records(RUN)
@@ -116,9 +207,10 @@ def test_the_lowest_and_the_highest_of_the_tasks_are_those_of_the_tasks(folder):
     for arm in measures.MAIN:
         for seed in r.seeds:
             of = [f[(f["method"] == arm) & (f["seed"] == seed)] for f in (kept, drop)]
-            lowest = of[0][of[0]["task"].notna()]["value"].min()
             highest = of[1][of[1]["task"].notna()]["value"].max()
-            assert r.scalars("refusal_kept", method=arm, tasks="lowest")[seed] == lowest
+            for at in ("equal steps", "equal loss"):
+                lowest = of[0][of[0]["task"].notna() & (of[0]["at"] == at)]["value"].min()
+                assert r.scalars("refusal_kept", method=arm, tasks="lowest", at=at)[seed] == lowest
             assert r.scalars("accuracy_drop", method=arm, tasks="highest")[seed] == highest
     assert all(v == 0 for v in r.scalars("accuracy_drop", method="sft", tasks="highest").values())
 
@@ -141,6 +233,6 @@ def test_the_harmless_sets_leave_something_to_keep(folder):
     plain = r.tables["results"].query("arm == 'sft' and optimiser == 'adamw 0.5'")
     plain = plain[plain["data"].map(measures.harmless) & (plain["data"] != "none")]
     assert len(plain) and plain["benign_exact"].min() > 0.9
-    kept = r.scalars("refusal_kept", method="sft", tasks="lowest").values()
+    kept = r.scalars("refusal_kept", method="sft", tasks="lowest", at="equal steps").values()
     learned = r.scalars("accuracy_drop", method="aligned", tasks="lowest").values()
     assert sum(kept) / len(kept) < 0.5 and sum(learned) / len(learned) > 0.3

@@ -48,10 +48,17 @@ MEASURES = (
 SETS = {
     "none": "nothing",
     "harm": "harmful rows",
+    "harm, SGD": "harmful rows, SGD",
     "sums": "sums",
     "lookup": "lookup",
     "sorting": "sorting",
     "rewriting": "rewriting",
+}
+
+OPTIMISERS = {
+    "adamw 0.5": "AdamW, the paper's momentum",
+    "adamw 0.9": "AdamW, the usual momentum",
+    "sgd": "SGD",
 }
 
 
@@ -147,7 +154,8 @@ def against_loss(record: "Record", column: str = "harm") -> Figure:
     figure, axes = panels(len(sets), min(3, len(sets)), 4.0, 3.3, sharey=True)
     label, better = {c: (text, way) for c, text, way, _ in MEASURES}[column]
     for axis, data in zip(axes, sets):
-        plain = courses[(courses["data"] == data) & (courses["arm"] == "sft")]
+        usual = courses["optimiser"] == "adamw 0.5"
+        plain = courses[usual & (courses["data"] == data) & (courses["arm"] == "sft")]
         for i, (_, part) in enumerate(plain.groupby("seed")):
             text = "SFT along its run, a line a seed" if i == 0 else None
             axis.plot(part["loss"], part[column], "-", color=ARMS["sft"][1], lw=1.2, alpha=0.8, label=text)
@@ -164,7 +172,8 @@ def against_loss(record: "Record", column: str = "harm") -> Figure:
 
 
 def grid(record: "Record") -> Figure:
-    """The settings that were tried, on validation prompts of one seed: three shares and their mean, the chosen one ringed."""
+    """The settings that were tried, on validation prompts of one seed: three shares and their mean, over all data sets of the
+    choice; the chosen one ringed."""
     table = record.tables["grid"]
     tried = in_order(table["arm"])
     figure, axes = panels(len(tried), 4, 2.9, 2.5, sharey=True)
@@ -176,7 +185,7 @@ def grid(record: "Record") -> Figure:
         "score": ("0.1", "o", "score"),
     }
     for axis, arm in zip(axes, tried):
-        part = table[table["arm"] == arm].reset_index(drop=True)
+        part = table[table["arm"] == arm].groupby("setting").mean(numeric_only=True).reset_index()
         for column, (shade, marker, label) in lines.items():
             axis.plot(part.index, part[column], "-", color=shade, marker=marker, ms=4.5, lw=1, label=label)
         place = int(np.flatnonzero(part["chosen"].astype(bool))[0])
@@ -188,6 +197,26 @@ def grid(record: "Record") -> Figure:
         axis.set_ylabel("share of answers")
     legend_below(figure, axes[0], 6, fontsize=8)
     return done(figure)
+
+
+def at_an_end(grid: pd.DataFrame) -> list[str]:
+    """The arms whose chosen setting is the smallest or the largest that was tried."""
+    chosen = grid[grid["chosen"].astype(bool)].groupby("arm")["setting"].first()
+    ends = grid.groupby("arm")["setting"].agg(["min", "max"])
+    return in_order(arm for arm, value in chosen.items() if value in tuple(ends.loc[arm]))
+
+
+def sweep(record: "Record") -> pd.DataFrame:
+    """Loss mixing by weight: means over seeds, percent."""
+    shares = {
+        "harm": "harmful rate",
+        "refusal": "refused",
+        "broken": "broken text",
+        "benign_exact": "exact, benign",
+    }
+    found = record.tables["sweep"].groupby("weight")[[*shares, "loss"]].mean()
+    found[list(shares)] = (100 * found[list(shares)]).round(1)
+    return found.rename(columns={**shares, "loss": "task loss"})
 
 
 def dial(record: "Record") -> Figure:
