@@ -4,7 +4,6 @@ import importlib.util
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -73,7 +72,10 @@ def test_a_profile_schedules_as_the_laptop_does(name):
     found = profile(name)
     assert found["rerun-triggers"] == list(make.RERUN)
     assert found["keep-going"] is found["rerun-incomplete"] is True and found["scheduler"] == "greedy"
-    assert {entry.split("=")[0] for entry in found["default-resources"]} == {"mem_mb", "runtime"}
+    told = {entry.split("=")[0] for entry in found["default-resources"]}
+    assert told == {"mem_mb", "runtime"} | (
+        {"gpu"} if name == "kubernetes" else set()
+    )  # its script names all
     assert "set-resources" not in found  # the Snakefile alone says what a rule needs
 
 
@@ -113,7 +115,7 @@ def cluster(project, tmp_path) -> Path:
     return state
 
 
-def snakemake(project: Project) -> tuple[int, str]:
+def snakemake(project: Project, *more: str) -> tuple[int, str]:
     fast = (
         "--latency-wait",
         "5",
@@ -122,7 +124,9 @@ def snakemake(project: Project) -> tuple[int, str]:
         "--max-status-checks-per-second",
         "20",
     )
-    return project.call("snakemake", "--profile", "profiles/kubernetes", "--config", "size=smoke", *fast)
+    return project.call(
+        "snakemake", "--profile", "profiles/kubernetes", "--config", "size=smoke", *fast, *more
+    )
 
 
 def test_the_kubernetes_profile_runs_the_graph_one_pod_a_job(project, cluster):
@@ -153,11 +157,24 @@ def test_submitting_without_a_site_says_what_is_missing(project, cluster):
     assert code == 1 and "SAFEBOOK_CLAIM: the persistent volume claim" in text and not list(cluster.iterdir())
 
 
-def test_gpus_are_asked_for_when_wanted(project, cluster):
-    command = ["profiles/kubernetes/submit", "model", "4", "9000", "60", "/nowhere/job.sh"]
-    environment = project.env | {"SAFEBOOK_GPUS": "1"}
-    subprocess.run(command, cwd=project.root, env=environment, check=True, capture_output=True, timeout=60)
-    spec = yaml.safe_load(next(cluster.glob("safebook-model-*.json")).read_text())["spec"]
-    resources = spec["template"]["spec"]["containers"][0]["resources"]
-    assert resources["limits"] == {"memory": "9000M", "nvidia.com/gpu": 1}
-    assert resources["requests"] == {"cpu": "4", "memory": "9000M", "nvidia.com/gpu": 1}
+def test_a_rule_gets_gpus_when_they_are_asked_for_and_the_others_none(project, cluster):
+    code, text = snakemake(project, "--set-resources", "model:gpu=1")
+    assert code == 0, text
+    for path in cluster.glob("*.json"):
+        resources = yaml.safe_load(path.read_text())["spec"]["template"]["spec"]["containers"][0]["resources"]
+        wanted = {"nvidia.com/gpu": 1} if path.stem.startswith("safebook-model-") else {}
+        rule = path.stem.split("-")[1]
+        assert resources["limits"] == {"memory": f"{declared(rule, 'mem_mb')}M"} | wanted, path.stem
+        assert resources["requests"] == resources["limits"] | {"cpu": resources["requests"]["cpu"]}
+
+
+@pytest.mark.parametrize("name", PLUGINS)
+def test_gpus_of_one_rule_are_planned_with_either_profile(name, project):
+    if importlib.util.find_spec(PLUGINS[name]) is None:
+        pytest.skip("the extra [cluster] is not installed")
+    more = ("--config", "size=laptop", "--set-resources", "model:gpu=1")
+    code, text = project.call("snakemake", "--profile", f"profiles/{name}", "-n", *more)
+    assert code == 0, text
+    planned = re.findall(r"^(?:local)?rule (\w+):\n(?:    .*\n)*?    resources: (.*)$", text, re.M)
+    asked = {rule for rule, resources in planned if "gpu=1" in resources}
+    assert asked == {"model"}
