@@ -1,5 +1,6 @@
 """Figures of deep fine-tuning. Tables of the record that are read: `epochs`, `acts`, `grid`."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -13,7 +14,18 @@ if TYPE_CHECKING:
 
     from safebook.results import Record
 
-__all__ = ["acts", "against_loss", "arm_name", "at_depth", "cell", "grid", "over_epochs", "set_name"]
+__all__ = [
+    "acts",
+    "against_loss",
+    "arm_name",
+    "at_depth",
+    "at_the_end",
+    "cell",
+    "grid",
+    "in_order",
+    "over_epochs",
+    "set_name",
+]
 #: Columns that a figure of one depth shows.
 AT_DEPTH = ("harm", "refusal", "broken", "benign_exact", "task")
 
@@ -44,10 +56,10 @@ def _over(axis: "Axes", table: pd.DataFrame, places: dict[int, int], column: str
     axis.set_xlabel("epochs (0: aligned model)")
 
 
-def over_epochs(record: "Record", data: str) -> Figure:
+def over_epochs(record: "Record", data: str, arms: Sequence[str]) -> Figure:
     """All measures over the depth, a line an arm."""
     table = record.tables["epochs"]
-    table = table[table["data"] == data]
+    table = table[(table["data"] == data) & table["arm"].isin(arms)]
     measures = measures_of(table)
     figure, axes = panels(len(measures), -(-len(measures) // 2), 2.9, 2.6)
     for axis, (column, label, better, trials) in zip(axes, measures):
@@ -86,9 +98,27 @@ def at_depth(record: "Record", epochs: int) -> Figure:
     return done(figure)
 
 
-def against_loss(record: "Record") -> Figure:
-    """Refusals and harmful rate against the task's loss, along every run: a line a seed."""
+def at_the_end(record: "Record") -> pd.DataFrame:
+    """All measures at the largest depth: means over seeds, shares in percent; a row an arm, a part a data set."""
+    table, found = record.tables["epochs"], []
+    for data in dict.fromkeys(table["data"]):
+        part = table[table["data"] == data]
+        start = part[(part["epochs"] == 0) & (part["arm"] == "sft")].assign(arm="aligned")
+        part = pd.concat([start, part[part["epochs"] == part["epochs"].max()]])
+        columns = [m for m in measures_of(part) if m[0] != "refusal_loss"]
+        mean = part.groupby("arm")[[m[0] for m in columns]].mean().loc[in_order(part["arm"])]
+        mean = (100 * mean).rename(columns={m[0]: m[1] for m in columns})
+        mean["task loss"] = part.groupby("arm")["loss"].mean()
+        mean = mean.rename(index=arm_name)
+        mean.index = pd.MultiIndex.from_product([[set_name(data)], mean.index], names=["data", "arm"])
+        found.append(mean)
+    return pd.concat(found).map(lambda v: "" if pd.isna(v) else f"{v:.3g}")
+
+
+def against_loss(record: "Record", arms: Sequence[str]) -> Figure:
+    """Refusals and harmful rate against the task's loss, along every run of these arms: a line a seed."""
     table = record.tables["epochs"]
+    table = table[table["arm"].isin(arms)]
     sets, columns = list(dict.fromkeys(table["data"])), ("refusal", "harm")
     figure, axes = panels(len(sets) * len(columns), len(columns), 4.4, 3.1, sharey=True)
     named = {c: (label, better) for c, label, better, _ in MEASURES}
