@@ -5,14 +5,6 @@ import { HTMLManager } from "@jupyter-widgets/html-manager/lib/htmlmanager";
 const STATE = 'script[type="application/vnd.jupyter.widget-state+json"]';
 const VIEW = 'script[type="application/vnd.jupyter.widget-view+json"]';
 
-// Widgets typeset their labels through MathJax 2's interface; the book has MathJax 3, on pages with equations only.
-function bridgeMathJax() {
-  const mathjax = window.MathJax;
-  if (mathjax && !mathjax.Hub) {
-    mathjax.Hub = { Queue: (call) => mathjax.typesetPromise?.(call.slice(2).filter((part) => part instanceof Element)) };
-  }
-}
-
 // A slider's handle has no name, and says its position as a bare number; the label and the readout beside it know better.
 function nameSliders(place) {
   for (const handle of place.querySelectorAll('[role="slider"]')) {
@@ -23,7 +15,6 @@ function nameSliders(place) {
 }
 
 async function show() {
-  bridgeMathJax();
   const manager = new HTMLManager();
   const models = new Map();
   for (const tag of document.querySelectorAll(STATE)) {

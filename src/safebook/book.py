@@ -9,7 +9,17 @@ from pathlib import Path
 
 import yaml
 
-from safebook import book_code, book_figures, book_node, book_pages, book_post, book_state, book_tables, paths
+from safebook import (
+    book_code,
+    book_figures,
+    book_math,
+    book_node,
+    book_pages,
+    book_post,
+    book_state,
+    book_tables,
+    paths,
+)
 
 BUILD_TIMEOUT_S = 900
 
@@ -118,6 +128,7 @@ def build(size: str, say=print) -> Path:
     built = fresh / "_build" / "html"
     if not (built / "index.html").exists():
         raise BookError(f"the book could not be built:\n{_tail(done)}")
+    book_math.typeset(built, say)
     book_post.finish(built)
     old = paths.BUILD / "old"
     shutil.rmtree(old, ignore_errors=True)

