@@ -201,6 +201,17 @@ def test_a_strength_that_makes_no_sense_is_named(option, value, tmp_path, capsys
     assert f"parameter '{option}'" in capsys.readouterr().err
 
 
+def test_spf_on_shards_is_refused_before_the_model_is_loaded(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(
+        "safebook.distributed.Accelerator", lambda: SimpleNamespace(distributed_type=DistributedType.FSDP)
+    )
+    (tmp_path / "rows.csv").write_text("prompt,answer\nw1 w2,yes .\n")
+    given = ["--model", str(tmp_path / "is-not-looked-for"), "--rows", str(tmp_path / "rows.csv")]
+    given += ["--anchor", str(tmp_path / "rows.csv"), "--out", str(tmp_path / "new"), "--spf", "2"]
+    assert main(given) == 2 and "parameter 'spf'" in (said := capsys.readouterr().err) and "FSDP" in said
+    assert not (tmp_path / "new").exists()
+
+
 def test_the_page_has_a_command_that_can_be_given_and_memory_that_was_computed():
     page = (paths.BOOK / "running-on-real-llama.md").read_text(encoding="utf-8")
     section = page.split("## Training an 8B in shards")[1].split("\n## ")[0]
