@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 
 from safebook import book_node, paths
+from safebook.errors import InputError
 
 INLINE = re.compile(r'(<span class="math notranslate nohighlight"[^>]*>)\\\((.*?)\\\)(</span>)', re.S)
 DISPLAY = re.compile(
@@ -51,7 +52,7 @@ def typeset(built: Path, say=print) -> int:
 def draw(formulas: list[tuple[str, bool]]) -> tuple[list[str], str]:
     """(an HTML element for each (TeX, is it displayed), the styles that they need).
 
-    Raises RuntimeError, in words, without node, without the packages, or for a formula that MathJax does not know.
+    Raises RuntimeError, in words, without node or the packages; InputError for a formula that MathJax does not know.
     """
     tools = book_node.tools()
     if tools is None:
@@ -65,5 +66,5 @@ def draw(formulas: list[tuple[str, bool]]) -> tuple[list[str], str]:
     found = json.loads(done.stdout)
     for (tex, _), drawn in zip(formulas, found["formulas"], strict=True):
         if 'data-mml-node="merror"' in drawn or 'mathcolor="red"' in drawn:
-            raise RuntimeError(f"MathJax does not know the formula {tex}")
+            raise InputError("formula", tex, "TeX that MathJax knows")
     return found["formulas"], found["css"]
