@@ -76,11 +76,13 @@ def at_depth(record: "Record", epochs: int) -> Figure:
     """Every arm by some measures after so many epochs, a row of panels a data set; dotted the aligned model."""
     whole = record.tables["epochs"]
     sets, chosen = list(dict.fromkeys(whole["data"])), [m for m in MEASURES if m[0] in AT_DEPTH]
-    shown = in_order(whole["arm"])
-    figure, axes = panels(len(sets) * len(chosen), len(chosen), 2.5, 0.26 * len(shown) + 1.2, sharey=True)
+    heights = [0.26 * len(set(whole[whole["data"] == data]["arm"])) + 1.2 for data in sets]
+    ratios, height = {"height_ratios": heights}, sum(heights) / len(sets)
+    figure, axes = panels(len(sets) * len(chosen), len(chosen), 2.5, height, sharey="row", gridspec_kw=ratios)
     for index, axis in enumerate(axes):
         data, (column, label, better, trials) = sets[index // len(chosen)], chosen[index % len(chosen)]
         table = whole[whole["data"] == data]
+        shown = in_order(table["arm"])
         for y, arm in enumerate(shown):
             part = table[(table["arm"] == arm) & (table["epochs"] == epochs)]
             row(axis, part, column, trials, y, *ARMS[arm][1:])
@@ -90,10 +92,8 @@ def at_depth(record: "Record", epochs: int) -> Figure:
         axis.grid(axis="y", color="0.93")
         if index % len(chosen) == 0:
             axis.set_title(set_name(data), fontsize=10, loc="left")
-    axes[0].set_yticks(range(len(shown)), [arm_name(arm) for arm in shown], fontsize=9)
-    axes[0].set_ylim(len(shown) - 0.5, -0.5)
-    for axis in axes[:: len(chosen)]:
-        axis.tick_params(axis="y", labelsize=9)
+            axis.set_yticks(range(len(shown)), [arm_name(arm) for arm in shown], fontsize=9)
+            axis.set_ylim(len(shown) - 0.5, -0.5)
     figure.suptitle(f"{epochs} epochs" if epochs != 1 else "1 epoch", fontsize=11)
     return done(figure)
 
@@ -141,7 +141,7 @@ def against_loss(record: "Record", arms: Sequence[str]) -> Figure:
                     label=label,
                 )
         axis.set_title(set_name(data), fontsize=10)
-        axis.set(xlabel="loss on the data set's rows (nats a token, ← learned more)", ylim=(-0.05, 1.05))
+        axis.set(xlabel="loss on the data set's rows\n(nats a token, ← learned more)", ylim=(-0.05, 1.05))
         axis.set_ylabel(f"{named[column][0]} (share, {named[column][1]})")
     legend_below(figure, axes[0], 3, fontsize=9)
     return done(figure)
