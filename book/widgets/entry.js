@@ -1,6 +1,31 @@
 // Shows the notebook's widgets without a kernel. Built into assets/vendor/widgets.js by esbuild.
-// The stock embed.js compiles JSON schemas at run time and so needs 'unsafe-eval'; HTMLManager alone does not.
-import { HTMLManager } from "@jupyter-widgets/html-manager/lib/htmlmanager";
+// The stock embed.js compiles JSON schemas at run time and so needs 'unsafe-eval', and with the packages that it brings for
+// outputs and for older widgets it is twice as large.
+import * as base from "@jupyter-widgets/base";
+import { ManagerBase } from "@jupyter-widgets/base-manager";
+import * as controls from "@jupyter-widgets/controls";
+import "@jupyter-widgets/controls/css/widgets-base.css";
+import "@jupyter-widgets/controls/css/labvariables.css";
+import { Widget } from "@lumino/widgets";
+
+const MODULES = { "@jupyter-widgets/base": base, "@jupyter-widgets/controls": controls };
+
+// Models live in the page alone: there is no kernel to talk to.
+class Manager extends ManagerBase {
+  async loadClass(name, module, version) {
+    const found = MODULES[module]?.[name];
+    if (!found) throw new Error(`the book has no widget ${name} of ${module} ${version}`);
+    return found;
+  }
+
+  async _get_comm_info() {
+    return {};
+  }
+
+  async _create_comm() {
+    return { on_close() {}, on_msg() {}, close() {} };
+  }
+}
 
 const STATE = 'script[type="application/vnd.jupyter.widget-state+json"]';
 const VIEW = 'script[type="application/vnd.jupyter.widget-view+json"]';
@@ -15,7 +40,7 @@ function nameSliders(place) {
 }
 
 async function show() {
-  const manager = new HTMLManager();
+  const manager = new Manager();
   const models = new Map();
   for (const tag of document.querySelectorAll(STATE)) {
     for (const model of await manager.set_state(JSON.parse(tag.textContent))) models.set(model.model_id, model);
@@ -28,7 +53,7 @@ async function show() {
     place.className = "widget-subarea";
     tag.parentElement.insertBefore(place, tag);
     new MutationObserver(() => nameSliders(place)).observe(place, { childList: true, characterData: true, subtree: true });
-    await manager.display_view(await manager.create_view(model), place);
+    Widget.attach((await manager.create_view(model)).luminoWidget, place);
     // The page also holds the default figure, for print and for readers without scripts; the live widget replaces it.
     document.querySelectorAll(`[data-widget="${CSS.escape(id)}"]`).forEach((n) => n.classList.add("sb-replaced"));
   }

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from safebook import paths
 
+PLAIN = f"--alias:sanitize-html={paths.BOOK / 'widgets' / 'plain.js'}"
 LOADERS = ["--loader:.svg=dataurl", *(f"--loader:.{kind}=file" for kind in ("woff", "woff2", "ttf", "eot"))]
 # The theme's Font Awesome script replaces <i> elements, which breaks the Play widget; nesting keeps them.
 FA_CONFIG = 'window.FontAwesomeConfig = { autoReplaceSvg: "nest" };\n'
@@ -25,8 +26,8 @@ def vendor(say=print) -> bool:
     wanted = _inputs_hash()
     if stamp.exists() and stamp.read_text() == wanted:
         return True
-    folder.mkdir(parents=True, exist_ok=True)
-    stamp.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     (folder / "fa-config.js").write_text(FA_CONFIG)
     why = _build(folder)
     if why is None:
@@ -41,7 +42,8 @@ def vendor(say=print) -> bool:
 
 def _inputs_hash() -> str:
     digest = hashlib.sha256()
-    for path in (paths.ROOT / "package-lock.json", paths.BOOK / "widgets" / "entry.js", Path(__file__)):
+    scripts = sorted((paths.BOOK / "widgets").glob("*.js"))
+    for path in (paths.ROOT / "package-lock.json", *scripts, Path(__file__)):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -62,7 +64,7 @@ def _build(folder: Path) -> str | None:
         )
     bundle = [*node, str(modules / "esbuild" / "bin" / "esbuild"), str(paths.BOOK / "widgets" / "entry.js"),
               "--bundle", "--minify", "--format=iife", "--legal-comments=external", "--log-level=error",
-              f"--outfile={folder / 'widgets.js'}", *LOADERS]  # fmt: skip
+              f"--outfile={folder / 'widgets.js'}", PLAIN, *LOADERS]  # fmt: skip
     steps.append(("esbuild", bundle))
     for name, step in steps:
         try:
