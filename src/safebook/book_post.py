@@ -77,6 +77,9 @@ def strict(page: str, up: str) -> tuple[str, dict[str, str]]:
         # Live code (thebe) is never used: it would ask another site, and its constants are declared twice.
         if "thebe" in attributes.lower() or "THEBE_JS_URL" in body:
             return ""
+        # MathJax's settings, without which widgets would take it for an old MathJax that is there.
+        if body.lstrip().startswith("window.MathJax"):
+            return ""
         if re.search(r"\bsrc\s*=", attributes) or kind not in JAVASCRIPT or not body.strip():
             return match.group(0)
         name = hashlib.sha256(body.encode()).hexdigest()[:16] + ".js"
