@@ -27,7 +27,7 @@ def vendor(say=print) -> bool:
     if stamp.exists() and stamp.read_text() == wanted:
         return True
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "fa-config.js").write_text(FA_CONFIG)
     why = _build(folder)
     if why is None:

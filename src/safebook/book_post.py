@@ -77,7 +77,7 @@ def strict(page: str, up: str) -> tuple[str, dict[str, str]]:
         # Live code (thebe) is never used: it would ask another site, and its constants are declared twice.
         if "thebe" in attributes.lower() or "THEBE_JS_URL" in body:
             return ""
-        # MathJax's settings, without which widgets would take it for an old MathJax that is there.
+        # MathJax's settings: seeing them, widgets believe that MathJax is there, in an old version.
         if body.lstrip().startswith("window.MathJax"):
             return ""
         if re.search(r"\bsrc\s*=", attributes) or kind not in JAVASCRIPT or not body.strip():
