@@ -50,8 +50,9 @@ def _over(axis: "Axes", table: pd.DataFrame, places: dict[int, int], column: str
         part = table[table["arm"] == arm]
         x = part["epochs"].map(places) + 0.08 * (i - (len(shown) - 1) / 2)
         mean = part.groupby("epochs")[column].mean()
-        axis.plot([places[d] for d in mean.index], mean, color=shade, lw=1.5)
-        axis.plot(x, part[column], marker, color=shade, ms=4.5, alpha=0.8, label=name)
+        where = [places[d] for d in mean.index]
+        axis.plot(where, mean, "-", marker=marker, color=shade, ms=4.5, lw=1.5, label=name)
+        axis.plot(x, part[column], marker, color=shade, ms=3, alpha=0.35)
     axis.set_xticks(list(places.values()), list(places))
     axis.set_xlabel("epochs (0: aligned model)")
 
