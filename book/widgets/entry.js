@@ -1,6 +1,6 @@
 // Shows the notebook's widgets without a kernel. Built into assets/vendor/widgets.js by esbuild.
 // The stock embed.js compiles JSON schemas at run time and so needs 'unsafe-eval', and with the packages that it brings for
-// outputs and for older widgets it is twice as large.
+// outputs, older widgets and foreign markup it is more than twice as large.
 import * as base from "@jupyter-widgets/base";
 import { ManagerBase } from "@jupyter-widgets/base-manager";
 import * as controls from "@jupyter-widgets/controls";

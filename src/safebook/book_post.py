@@ -19,7 +19,7 @@ MATHJAX = re.compile(r"<script\b[^>]*\bsrc=[^>]*mathjax[^>]*></script>[ \t]*\n?"
 THEBE_STYLE = re.compile(r"<link\b[^>]*sphinx-thebe[^>]*>[ \t]*\n?", re.I)
 # Docutils puts entries of a deprecated role into a list, which must have items.
 BIBLIOGRAPHY = ('role="doc-biblioentry"', 'role="listitem"')
-# The theme's script brings two thousand icons, more bytes than all else on a page; a dozen are used.
+# The theme's script brings two thousand icons, more bytes than all else on most pages; a dozen are used.
 ICONS = Path("_static/scripts/fontawesome.js")
 ICON = re.compile(
     r'(?:"([a-z0-9-]+)"|\b([a-z][a-z0-9]*)):\[\d+,\d+,\[([^\]]*)\],"[0-9a-f]+",(?:"[^"]*"|\["[^"]*","[^"]*"\])\],?'

@@ -73,9 +73,8 @@ def test_a_profile_schedules_as_the_laptop_does(name):
     assert found["rerun-triggers"] == list(make.RERUN)
     assert found["keep-going"] is found["rerun-incomplete"] is True and found["scheduler"] == "greedy"
     told = {entry.split("=")[0] for entry in found["default-resources"]}
-    assert told == {"mem_mb", "runtime"} | (
-        {"gpu"} if name == "kubernetes" else set()
-    )  # its script names all
+    more = {"gpu"} if name == "kubernetes" else set()  # its script names all that a job asks for
+    assert told == {"mem_mb", "runtime"} | more
     assert "set-resources" not in found  # the Snakefile alone says what a rule needs
 
 
@@ -160,6 +159,7 @@ def test_submitting_without_a_site_says_what_is_missing(project, cluster):
 def test_a_rule_gets_gpus_when_they_are_asked_for_and_the_others_none(project, cluster):
     code, text = snakemake(project, "--set-resources", "model:gpu=1")
     assert code == 0, text
+    assert list(cluster.glob("safebook-model-*.json"))
     for path in cluster.glob("*.json"):
         resources = yaml.safe_load(path.read_text())["spec"]["template"]["spec"]["containers"][0]["resources"]
         wanted = {"nvidia.com/gpu": 1} if path.stem.startswith("safebook-model-") else {}
