@@ -1,4 +1,5 @@
 # make book [SIZE=smoke|laptop|paper]   run what is not up to date, build the book
+# make book SIZE=laptop SEEDS=0         the same with one seed of several, in a part of the time
 # make test                             install what the tests need, run all of them
 # make record SIZE=laptop               copy this machine's records into data/results/ for committing
 # make clean                            remove what was built; models, records and .venv stay
@@ -18,7 +19,7 @@ help:
 	@sed -n 's/^# //p;/^SIZE/q' Makefile
 
 book: $(BOOK_STAMP)
-	@$(BIN)/safebook book --size $(SIZE)
+	@$(BIN)/safebook book --size $(SIZE) $(if $(SEEDS),--seeds $(SEEDS))
 
 record: $(BOOK_STAMP)
 	@$(BIN)/safebook record --size $(SIZE)

@@ -2,6 +2,7 @@
 #
 #   safebook book --size laptop                      the usual way; calls this file
 #   snakemake --cores 2 --config size=laptop         the same without the book, also on a cluster (--executor slurm ...)
+#   snakemake ... --config size=laptop seeds=0,2     only these seeds
 #
 # Three rules of the house, each for a trap:
 # * The executed notebook is a log, not an output: Snakemake deletes the outputs of a failed job, and the notebook
@@ -19,6 +20,8 @@ from safebook import paths, registry, zoo
 from safebook.chat_profiles import smaller
 
 SIZE = registry.check_size(config.get("size", "smoke"))
+if "seeds" in config:  # handed on to the jobs, on other machines by Snakemake itself
+    os.environ[registry.ONLY_SEEDS] = str(config["seeds"])
 THREADS = int(config.get("threads", 1))  # per job; jobs in parallel with more would slow each other many times over
 ROOT = paths.ROOT
 BASES = sorted({need for artifact in zoo.ARTIFACTS.values() for need in artifact.needs})

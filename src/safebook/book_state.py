@@ -71,15 +71,16 @@ def _recorded(run: Any, size: str, folder: Path, local: bool, status: dict) -> R
     notebook = _existing(folder / "notebook.ipynb")
     if record is None:
         return RunView(run, size, "failed", folder, local, None, notebook, status, error)
-    state = "ok" if is_fresh(run, size, record) else "stale"
+    state = "ok" if is_fresh(run, size, record, local) else "stale"
     return RunView(run, size, state, folder, local, record, notebook, status)
 
 
-def is_fresh(run: Any, size: str, record: dict) -> bool:
-    """Whether the sources are still those that the record was made from."""
+def is_fresh(run: Any, size: str, record: dict, local: bool) -> bool:
+    """Whether the sources are still those that the record was made from. Committed records have every seed."""
     from safebook import registry
 
-    return record["provenance"]["inputs_hash"] == registry.inputs_hash(run, size)
+    values = registry.group(run, size, every_seed=not local)
+    return record["provenance"]["inputs_hash"] == registry.inputs_hash(run, size, values)
 
 
 def files(view: RunView) -> list[Path]:

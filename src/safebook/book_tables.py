@@ -100,8 +100,13 @@ def _yours(row: dict, own: dict | None, found: dict | None) -> str:
     if found is None:
         parts.append("not run here")
     elif own is not None:
-        parts += [measured(own), h.agreement(found["agreement"], _expected(found, row))]
-    if own is not None and own.get("size") != row.get("size") and own["value"] is not None:
+        parts.append(measured(row | {"value": found["value"], "interval": found["spread"]}))
+        parts.append(h.agreement(found["agreement"], _expected(found, row)))
+    fewer = found is not None and own is not None and len(found["seeds"]) < len(own["seeds"])
+    if fewer:
+        some = ", ".join(map(str, found["seeds"]))
+        parts.append(f'<span class="sb-reason">of seed {some}, which alone judges no claim</span>')
+    elif own is not None and own.get("size") != row.get("size") and own["value"] is not None:
         parts += [measured(own) + " (committed)"] if found is None else []
         parts.append(_verdict(own))
         if own["verdict"] not in UNJUDGED and row["verdict"] not in UNJUDGED:

@@ -230,16 +230,22 @@ def _seeds(values: Mapping) -> str:
 
 
 def _record(run_id: str, size: str):
-    """This machine's record of that size, else the committed one, else None; and whether it is stale."""
+    """This machine's record of that size, else the committed one, else None; and whether it is stale.
+
+    A record of this machine with fewer seeds than the run has repeats others' and judges no claim.
+    """
     from safebook import results, run
 
     registered = registry.get(run_id)
     state, _ = run.state(registered, size)
     if state in (run.SUCCEEDED, "stale"):
-        return results.load(registered.folder(size)), state == "stale"
+        record = results.load(registered.folder(size))
+        if not set(record.seeds) < set(registry.seeds(registered, size, every_seed=True)):
+            return record, state == "stale"
     if (registered.recorded(size) / results.FILE).is_file():
         record = results.load(registered.recorded(size))
-        return record, record.inputs_hash != registry.inputs_hash(registered, size)
+        values = registry.group(registered, size, every_seed=True)
+        return record, record.inputs_hash != registry.inputs_hash(registered, size, values)
     return None, False
 
 

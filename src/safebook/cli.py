@@ -75,6 +75,8 @@ def _parser() -> argparse.ArgumentParser:
 
     command = add("book", _book, "Run what is not up to date, then build the book.")
     add_size(command)
+    seeds = "only these, such as 0 or 0,2: a shorter run, set beside the committed records (default: all)"
+    command.add_argument("--seeds", help=seeds)
     command.add_argument("--no-run", action="store_true", help="build from what there is")
     command.add_argument("--jobs", type=int, help="jobs at a time (default: one per CPU core)")
     command.add_argument("--threads", type=int, default=1, help="threads per job (default: 1)")
@@ -193,6 +195,8 @@ def _book(options: argparse.Namespace) -> int:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise InputError(f"--{name}", value, "1 or more")
+    if options.seeds is not None:
+        os.environ[registry.ONLY_SEEDS] = options.seeds  # of the jobs, too
     return make.book(options.size, execute=not options.no_run, jobs=options.jobs, threads=options.threads)
 
 

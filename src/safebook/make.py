@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from safebook import executed, paths, registry, run
+from safebook.errors import InputError
 from safebook.terminal import clock, table
 
 # Not `code`: a comment in the Snakefile must not retrain anything.
@@ -25,7 +26,10 @@ LOCK_WAIT_S = 20  # an interrupted call's last job needs a moment to end
 
 
 def book(size: str, execute: bool = True, jobs: int | None = None, threads: int = 1) -> int:
-    """All runs of this size, then the book. Returns the exit code: 1 if a run or the book failed."""
+    """All runs of this size, then the book; with fewer seeds where SAFEBOOK_SEEDS names them.
+
+    Returns the exit code: 1 if a run or the book failed.
+    """
     from safebook import book as pages
 
     for registered in registry.RUNS:
@@ -184,6 +188,8 @@ def record(size: str) -> int:
     """Copy the succeeded records of this size to data/results/<size>/; returns 1 if a run has none."""
     from safebook import readme, results
 
+    if registry.only_seeds() is not None:
+        raise InputError("seeds", sorted(registry.only_seeds()), "none: what is committed has every seed")
     refused = 0
     for registered in registry.RUNS:
         state, _ = run.state(registered, size)

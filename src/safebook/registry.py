@@ -6,6 +6,8 @@ template's own defaults are the smoke size, so a smoke group is always empty.
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from safebook.errors import InputError
 from safebook.runs import Run
 
 SIZES = ("smoke", "laptop", "paper")
+ONLY_SEEDS = "SAFEBOOK_SEEDS"
 PACKAGE = Path(__file__).parent
 #: Part 1, its testbed of Llamas, parts 2 to 4.
 RUNS: tuple[Run, ...] = (
@@ -57,15 +60,44 @@ def by_template(name: str) -> Run:
     raise InputError("notebook", name, ", ".join(run.template.removesuffix(".ipynb") for run in RUNS))
 
 
-def group(run: Run, size: str) -> dict[str, parameters.Value]:
+def only_seeds() -> frozenset[int] | None:
+    """The seeds that this build is confined to, by the variable SAFEBOOK_SEEDS ("0" or "0,2"); None = those of each run.
+
+    Raises InputError if it is not a list of whole numbers.
+    """
+    text = os.environ.get(ONLY_SEEDS, "").strip()
+    if not text:
+        return None
+    if not re.fullmatch(r"\d+( *, *\d+)*", text):
+        raise InputError("seeds", text, "whole numbers with commas between them, such as 0 or 0,2")
+    return frozenset(int(seed) for seed in text.split(","))
+
+
+def overrides(run: Run, size: str, every_seed: bool = False) -> dict[str, parameters.Value]:
+    """What the run's group changes of the template's defaults, with fewer seeds where `only_seeds` says so.
+
+    every_seed: the group as it stands, as committed records have it. Raises InputError if the run has none of the seeds.
+    """
+    given = dict(run.groups.get(check_size(size), {}))
+    only = None if every_seed else only_seeds()
+    if only is not None:
+        known = given.get("seeds", parameters.read(run.path)["seeds"].default)
+        given["seeds"] = [seed for seed in known if seed in only]
+        if not given["seeds"]:
+            raise InputError(
+                "seeds", sorted(only), f"at least one of {known}, those of {run.id} at size {size}"
+            )
+    return given
+
+
+def group(run: Run, size: str, every_seed: bool = False) -> dict[str, parameters.Value]:
     """Every parameter of the run at this size: the template's defaults, overridden by the group."""
-    return parameters.resolve(run.path, run.groups.get(check_size(size), {}))
+    return parameters.resolve(run.path, overrides(run, size, every_seed))
 
 
-def seeds(run: Run, size: str) -> list[int]:
+def seeds(run: Run, size: str, every_seed: bool = False) -> list[int]:
     """The seeds of the run at this size."""
-    given = run.groups.get(check_size(size), {}).get("seeds")
-    return list(given if given is not None else parameters.read(run.path)["seeds"].default)
+    return list(overrides(run, size, every_seed).get("seeds", parameters.read(run.path)["seeds"].default))
 
 
 def models(run: Run, size: str, of_seeds: Iterable[int] | None = None) -> list[tuple[str, str, int]]:

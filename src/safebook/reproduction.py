@@ -2,7 +2,7 @@
 
 Claim by claim, from the numbers per seed that decide it (its value and its control):
 
-    bit-identical           every seed's numbers are those of the committed record
+    bit-identical           every seed's numbers are those of the committed record, which may have more seeds
     within the interval     the mean of this machine's k seeds lies in the 95 % prediction interval of the n committed
                             ones, mean +- t s sqrt(1/n + 1/k); t: 97.5 % point of Student's t, n - 1 degrees of freedom
     outside the interval    it does not
@@ -32,19 +32,24 @@ def prediction_interval(values: Sequence[float], k: int) -> list[float]:
     return [known.mean - half, known.mean + half]
 
 
+def repeats(committed: Seeds, own: Seeds) -> bool:
+    """Are this machine's numbers, of all or of some of the seeds, those of the committed record?"""
+    return bool(own or not committed) and own.items() <= committed.items()
+
+
 def compare(committed: Seeds, own: Seeds, same_control: bool = True) -> tuple[str, list[float] | None]:
     """One of IDENTICAL, WITHIN, OUTSIDE, NO_INTERVAL, and the prediction interval if there is one.
 
     same_control: whether the control's numbers are those of the committed record, too.
     """
     interval = prediction_interval(list(committed.values()), len(own)) if len(committed) >= 2 else None
-    if dict(committed) == dict(own) and same_control:
+    same = repeats(committed, own)
+    if same and same_control:
         return IDENTICAL, interval
     if interval is None:
         return NO_INTERVAL, None
     low, high = interval
     # values that agree in every bit must not fall out of an interval of no width by the rounding of a mean
-    same = dict(committed) == dict(own)
     return (WITHIN if same or low <= math.fsum(own.values()) / len(own) <= high else OUTSIDE), interval
 
 
@@ -59,16 +64,19 @@ def column(size: str) -> dict[str, dict]:
 
 
 def marks(rows: Sequence[claims.Claim], run: registry.Run, size: str) -> dict[str, dict]:
-    """Claim id -> agreement (one of WORDS), committed mean, its prediction interval, and which records are stale.
+    """Claim id -> agreement (one of WORDS), committed mean and its prediction interval, which records are stale, and what this
+    machine measured: value, the mean over its seeds, and spread, its 95 % interval, None of one seed.
 
     rows: claims that this run decides; those that this machine's record does not hold are left out.
     """
     own, committed = _load(run.folder(size)), _load(run.recorded(size))
     if own is None:
         return {}
-    now = registry.inputs_hash(run, size)
+    every = registry.group(run, size, every_seed=True)
+    now = {"yours": registry.inputs_hash(run, size, every | {"seeds": own.seeds})}
+    now["the committed one"] = registry.inputs_hash(run, size, every)
     named = {"yours": own, "the committed one": committed}
-    stale = [name for name, record in named.items() if record and record.inputs_hash != now]
+    stale = [name for name, record in named.items() if record and record.inputs_hash != now[name]]
     # date and duration, too: copied, not measured again
     itself = committed is not None and committed.path.read_bytes() == own.path.read_bytes()
     found = {}
@@ -77,8 +85,11 @@ def marks(rows: Sequence[claims.Claim], run: registry.Run, size: str) -> dict[st
         if not claim.implemented or numbers is None:
             continue
         mark = {"agreement": NOTHING, "committed": None, "interval": None, "stale": stale}
+        values = list(numbers[0].values())
+        mark |= {"value": math.fsum(values) / len(values), "seeds": own.seeds}
+        mark["spread"] = claims.Interval.of(values).ends if len(values) >= 2 else None
         if known is not None:
-            word, mark["interval"] = compare(known[0], numbers[0], known[1] == numbers[1])
+            word, mark["interval"] = compare(known[0], numbers[0], repeats(known[1], numbers[1]))
             mark["agreement"] = ITSELF if itself else word
             mark["committed"] = math.fsum(known[0].values()) / len(known[0])
         found[claim.id] = mark

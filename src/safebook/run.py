@@ -229,8 +229,7 @@ def _move_record(staging: Path, record_dir: Path) -> None:
 
 def run_registered(run: registry.Run, size: str, name: str | None = None) -> Status:
     """One registered run at this size, into results/<size>/<run-id>/. name: begins its progress lines."""
-    overrides = run.groups.get(registry.check_size(size), {})
-    folder = run.folder(size)
+    overrides, folder = registry.overrides(run, size), run.folder(size)
     return run_notebook(
         run.path,
         overrides,

@@ -45,6 +45,31 @@ def test_models_of_a_run_are_one_a_seed_and_of_every_shape_where_it_asks_for_the
     assert len({zoo.key(*model) for model in found}) == len(found) == (1 + len(of)) * len(sizes.artifacts) * 3
 
 
+def test_a_build_of_fewer_seeds_keeps_those_of_its_runs_and_changes_their_hash(monkeypatch):
+    run = registry.get("spf-04-preserving-safety")
+    every, whole = registry.group(run, "laptop"), registry.inputs_hash(run, "laptop")
+    assert len(every["seeds"]) == 5
+    monkeypatch.setenv("SAFEBOOK_SEEDS", "4, 0,7")
+    assert registry.seeds(run, "laptop") == [0, 4] == registry.group(run, "laptop")["seeds"]
+    assert {seed for *_, seed in registry.models(run, "laptop")} == {0, 4}
+    assert registry.inputs_hash(run, "laptop") != whole
+    assert registry.group(run, "laptop", every_seed=True) == every
+    assert registry.inputs_hash(run, "laptop", every) == whole
+    monkeypatch.setenv("SAFEBOOK_SEEDS", "0")
+    assert registry.group(run, "smoke") == registry.group(run, "smoke", every_seed=True)  # it has no other
+    monkeypatch.setenv("SAFEBOOK_SEEDS", "3")
+    assert registry.seeds(run, "laptop") == [3]
+    with pytest.raises(InputError, match=r"seeds.*\[3\].*\[0, 1, 2\].*pcfg-01-world"):
+        registry.group(registry.get("pcfg-01-world"), "laptop")
+
+
+@pytest.mark.parametrize("text", ["x", "0;1", "-1", "0,", "1.5"])
+def test_seeds_that_are_no_list_of_numbers_are_refused(monkeypatch, text):
+    monkeypatch.setenv("SAFEBOOK_SEEDS", text)
+    with pytest.raises(InputError, match="seeds"):
+        registry.group(registry.RUNS[0], "smoke")
+
+
 @pytest.mark.parametrize(
     "name",
     [

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from test_claims import ROW
 
-from safebook import claims, registry, reproduction, results
+from safebook import book_tables, claims, registry, reproduction, results
+from safebook.run import Status
 
 VALUES = st.lists(st.integers(-1000, 1000).map(float), min_size=2, max_size=8, unique=True)
 
@@ -61,17 +62,29 @@ def test_one_bit_is_not_identical_and_one_seed_gives_no_interval():
     assert reproduction.compare({0: 1.0}, {0: 1.0}) == (reproduction.IDENTICAL, None)
 
 
+@given(VALUES)
+def test_some_of_the_seeds_are_bit_identical_where_each_is_its_own(values):
+    committed = dict(enumerate(values))
+    last = len(values) - 1
+    assert reproduction.compare(committed, {last: values[last]})[0] == reproduction.IDENTICAL
+    assert reproduction.compare(committed, {0: values[1]})[0] != reproduction.IDENTICAL  # of another seed
+    assert reproduction.compare(committed, {last + 1: values[0]})[0] != reproduction.IDENTICAL
+    half = reproduction.prediction_interval(values, 1)[1] - math.fsum(values) / len(values)
+    assert reproduction.compare(committed, {0: values[0] + 3 * half})[0] == reproduction.OUTSIDE
+
+
 # --- from records ---
 
 CLAIM = claims.parse(ROW | {"run": "toy-01-first", "value": {"metric": "value"}, "control": {
     "description": "none", "metric": "control"}})  # fmt: skip
 
 
-def record(folder, values, control=0.0, date="2026-01-01T00:00:00+00:00"):
-    rec = results.new("toy-01-first", size="laptop", seeds=[0, 1, 2])
-    rec.inputs_hash = registry.inputs_hash(registry.get("toy-01-first"), "laptop")
+def record(folder, values, control=0.0, date="2026-01-01T00:00:00+00:00", seeds=(0, 1, 2)):
+    rec = results.new("toy-01-first", size="laptop", seeds=list(seeds))
+    group = registry.group(registry.get("toy-01-first"), "laptop") | {"seeds": list(seeds)}
+    rec.inputs_hash = registry.inputs_hash(registry.get("toy-01-first"), "laptop", group)
     rec.folder = folder
-    for seed, value in enumerate(values):
+    for seed, value in zip(seeds, values):
         rec.add("value", value, seed=seed)
         rec.add("control", control, seed=seed)
     rec.save()
@@ -99,9 +112,38 @@ def test_marks_of_records(toy_checkout, monkeypatch):
     assert reproduction.column("smoke") == {}
 
 
+def test_a_run_of_one_seed_stands_beside_all_of_them_and_judges_nothing(toy_checkout, monkeypatch):
+    run = registry.get("toy-01-first")
+    monkeypatch.setattr(claims, "read", lambda: [CLAIM])
+    record(run.recorded("laptop"), (1.0, 2.0, 3.0))
+    record(run.folder("laptop"), (2.0,), seeds=(1,))
+    found = reproduction.column("laptop")["C1"]
+    assert found["agreement"] == reproduction.IDENTICAL and not found["stale"]
+    assert found["value"] == 2.0 and found["spread"] is None and found["committed"] == 2.0
+    assert book_tables._yours(claims.row(CLAIM, "laptop"), claims.row(CLAIM, "laptop"), found).startswith("2")
+    monkeypatch.setenv("SAFEBOOK_SEEDS", "1")  # as the build had it; a page that is made later need not
+    for _ in range(2):
+        row = claims.row(CLAIM, "laptop")
+        assert row["seeds"] == [0, 1, 2] and row["value"] == 2.0 and not row["stale"]
+        monkeypatch.delenv("SAFEBOOK_SEEDS", raising=False)
+    record(run.folder("laptop"), (12.0,), seeds=(1,))
+    assert reproduction.column("laptop")["C1"]["agreement"] == reproduction.OUTSIDE
+    # all seeds: what this machine measured comes first, as ever
+    record(run.folder("laptop"), (4.0, 5.0, 6.0))
+    status(run)
+    assert claims.row(CLAIM, "laptop")["value"] == 5.0
+
+
+def status(run):
+    values = registry.group(run, "laptop")
+    Status("succeeded", run.id, "laptop", run.template, values, "2026-01-01T00:00:00+00:00", 1.0).write(
+        run.folder("laptop")
+    )
+
+
 def test_a_stale_record_says_so(toy_checkout, monkeypatch):
     run = registry.get("toy-01-first")
     for folder in (run.folder("laptop"), run.recorded("laptop")):
         record(folder, (1.0, 2.0, 3.0))
-    monkeypatch.setattr(registry, "inputs_hash", lambda run, size: "changed")
+    monkeypatch.setattr(registry, "inputs_hash", lambda run, size, values=None: "changed")
     assert reproduction.marks([CLAIM], run, "laptop")["C1"]["stale"] == ["yours", "the committed one"]

@@ -1,5 +1,6 @@
 """The graph of runs, with toys in a copy of the project: resume, no-op, and what a change redoes."""
 
+import json
 import os
 import re
 import shutil
@@ -236,6 +237,35 @@ def test_goes_on_where_it_was_interrupted(project, number):
     assert code == 0, text
     assert project.count("trained.txt") == ["toy-base 0", "toy-tuned 0", "toy-tuned 0"]
     assert set(project.count("executed.txt")) == {"toy-01-free", "toy-02-tuned"}
+
+
+def test_one_seed_of_several_then_the_others(project):
+    project.book("laptop")
+    assert project.call("safebook", "record", "--size", "laptop")[0] == 0
+    shutil.rmtree(project.root / "results")
+    shutil.rmtree(project.root / "artifacts")
+    (project.root / "trained.txt").unlink()
+    code, text = project.call("safebook", "book", "--size", "laptop", "--seeds", "1")
+    assert code == 0, text
+    assert project.count("trained.txt") == ["toy-base 1", "toy-tuned 1"]
+    own = project.root / "results" / "laptop" / "toy-02-tuned" / "results.json"
+    assert json.loads(own.read_text())["seeds"] == [1]
+    code, text = project.call("safebook", "book", "--size", "laptop", "--seeds", "1")
+    assert code == 0 and "all runs are up to date" in text
+    # what is committed has every seed, so that these are not offered as such
+    code, text = project.call("safebook", "record", "--size", "laptop")
+    assert code == 1 and "refused toy-02-tuned: stale" in text
+    project.env["SAFEBOOK_SEEDS"] = "1"
+    code, text = project.call("safebook", "record", "--size", "laptop")
+    assert code == 2 and "seeds" in text
+    del project.env["SAFEBOOK_SEEDS"]
+    # the same build without the word: the seeds that are missing, and no other
+    code, text = project.book("laptop")
+    assert code == 0, text
+    assert project.count("trained.txt") == [
+        f"toy-{x} {seed}" for x in ("base", "tuned") for seed in (0, 1, 2)
+    ]
+    assert json.loads(own.read_text())["seeds"] == [0, 1, 2]
 
 
 def test_larger_size_uses_its_group_and_touches_nothing_of_the_smaller(project):
