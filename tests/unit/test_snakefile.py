@@ -245,6 +245,8 @@ def test_one_seed_of_several_then_the_others(project):
     shutil.rmtree(project.root / "results")
     shutil.rmtree(project.root / "artifacts")
     (project.root / "trained.txt").unlink()
+    plan = project.call("snakemake", "-n", "--cores", "1", "--nolock", "--config", "size=laptop", "seeds=2")[1]
+    assert "toy-base-seed2" in plan and "-seed0" not in plan and "-seed1" not in plan  # as a cluster is asked
     code, text = project.call("safebook", "book", "--size", "laptop", "--seeds", "1")
     assert code == 0, text
     assert project.count("trained.txt") == ["toy-base 1", "toy-tuned 1"]
