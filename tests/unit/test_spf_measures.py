@@ -2,6 +2,7 @@
 
 import copy
 
+import pandas as pd
 import pytest
 import torch
 
@@ -146,3 +147,25 @@ def test_children_are_for_checkpoints_alone():
     assert measures.children_of("testbed", [""]) == []
     with pytest.raises(InputError, match="fine_tuned"):
         measures.children_of("testbed", ["somewhere"])
+
+
+def test_requests_with_and_without_the_system_prompt_and_what_lies_between_two_arms():
+    from safebook.plots import spf_safety as figures
+
+    def rows(arm, refused, style="obedient"):
+        columns = {"refusal": 0.0, "harm": 1.0, "plain_harm": 0.25, "style": style, "arm": arm}
+        return [columns | {"seed": seed, "plain_refusal": value} for seed, value in enumerate(refused)]
+
+    mixed = pd.DataFrame(rows("mixing", (0.5, 0.75)) + rows("spf", (0.0, 0.5)))
+    plain = pd.DataFrame(rows("spf", (1.0, 1.0), "plain"))
+    table = figures.asked_plainly({"rewriting+10": mixed, "rewriting+chat": plain})
+    assert list(table.index) == [
+        ("rewriting and 10 % harmful rows", "SPF"),
+        ("rewriting and 10 % harmful rows", "loss mixing, same anchor"),
+    ]
+    assert list(table["refused, without"]) == ["25 (0 to 50)", "62 (50 to 75)"]
+    assert list(table["refused, with it"]) == ["0 (0 to 0)"] * 2
+    assert figures.asked_plainly({"rewriting+chat": plain}) is None
+    # gaps of -50 and -25 points: mean -37.5, half the interval 12.7 * 12.5
+    assert figures.between(mixed, "plain_refusal", "spf", "mixing") == "-38 points (interval -196 to 121)"
+    assert figures.between(mixed.query("seed == 1"), "plain_refusal", "spf", "mixing") == "-25 points"

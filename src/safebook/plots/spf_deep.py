@@ -7,7 +7,17 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from safebook.plots import done, legend_below, panels
-from safebook.plots.spf_safety import ARMS, MEASURES, arm_name, grid, in_order, measures_of, row, set_name
+from safebook.plots.spf_safety import (
+    ARMS,
+    MEASURES,
+    arm_name,
+    asked_plainly,
+    grid,
+    in_order,
+    measures_of,
+    row,
+    set_name,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,6 +28,7 @@ __all__ = [
     "acts",
     "against_loss",
     "arm_name",
+    "asked_plainly",
     "at_depth",
     "at_the_end",
     "cell",

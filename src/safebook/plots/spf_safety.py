@@ -1,5 +1,6 @@
 """Figures of SPF beside the other defences. Tables of the record that are read: `results`, `skills`, `courses`, `grid`, `dial`."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -244,3 +245,46 @@ def dial(record: "Record") -> Figure:
     axes[0].set_ylabel("share of answers")
     legend_below(figure, axes[0], 3, fontsize=8)
     return done(figure)
+
+
+def asked_plainly(parts: Mapping[str, pd.DataFrame]) -> pd.DataFrame | None:
+    """Refusals and harm of forbidden requests with the harmful rows' system prompt and without it: a row a data set and arm,
+    in percent, mean and (lowest to highest) over seeds.
+
+    parts: data set -> one row an arm and seed. None if no set was asked with a system prompt.
+    """
+    shown = {
+        "refused, with it": "refusal",
+        "refused, without": "plain_refusal",
+        "harmful, with it": "harm",
+        "harmful, without": "plain_harm",
+    }
+    found = {}
+    for data, part in parts.items():
+        if "obedient" not in set(part["style"]):
+            continue
+        for arm in in_order(part["arm"]):
+            rows = part[part["arm"] == arm].set_index("seed")
+            key = (set_name(data), arm_name(arm))
+            found[key] = {of: _range(rows[name]) for of, name in shown.items()}
+    if not found:
+        return None
+    table = pd.DataFrame.from_dict(found, orient="index")
+    return table.set_index(pd.MultiIndex.from_tuples(found, names=["data", "arm"]))
+
+
+def _range(values: pd.Series) -> str:
+    mean, low, high = (100 * x for x in (values.mean(), values.min(), values.max()))
+    return f"{mean:.0f}" if len(values) == 1 else f"{mean:.0f} ({low:.0f} to {high:.0f})"
+
+
+def between(part: pd.DataFrame, column: str, arm: str, other: str) -> str:
+    """An arm minus another, seed by seed, in points: the mean, and its 95 % interval where there are two seeds."""
+    from safebook.claims import Interval
+
+    wide = part.pivot(index="seed", columns="arm", values=column)
+    gaps = list(100 * (wide[arm] - wide[other]))
+    if len(gaps) == 1:
+        return f"{gaps[0]:+.0f} points"
+    known = Interval.of(gaps)
+    return f"{known.mean:+.0f} points (interval {known.ends[0]:.0f} to {known.ends[1]:.0f})"
