@@ -19,7 +19,7 @@ help:
 	@sed -n 's/^# //p;/^SIZE/q' Makefile
 
 book: $(BOOK_STAMP)
-	@$(BIN)/safebook book --size $(SIZE) $(if $(SEEDS),--seeds $(SEEDS))
+	@$(BIN)/safebook book --size $(SIZE) $(if $(SEEDS),--seeds '$(SEEDS)')
 
 record: $(BOOK_STAMP)
 	@$(BIN)/safebook record --size $(SIZE)

@@ -18,10 +18,12 @@ import sys
 
 from safebook import paths, registry, zoo
 from safebook.chat_profiles import smaller
+from safebook.run import planned_seeds
 
 SIZE = registry.check_size(config.get("size", "smoke"))
 if "seeds" in config:  # handed on to the jobs, on other machines by Snakemake itself
     os.environ[registry.ONLY_SEEDS] = str(config["seeds"])
+registry.check_seeds(SIZE)
 THREADS = int(config.get("threads", 1))  # per job; jobs in parallel with more would slow each other many times over
 ROOT = paths.ROOT
 BASES = sorted({need for artifact in zoo.ARTIFACTS.values() for need in artifact.needs})
@@ -51,8 +53,14 @@ def sources(wildcards):
 
 def models(wildcards):
     """The trained models that a run needs."""
-    run = registry.get(wildcards.run)
-    return [meta(*model) for model in registry.models(run, wildcards.size)]
+    run, size = registry.get(wildcards.run), wildcards.size
+    return [meta(*model) for model in registry.models(run, size, planned_seeds(run, size))]
+
+
+def inputs(wildcards):
+    """The hash of what a run's record depends on. A record that has the seeds asked for, and more, is up to date."""
+    run, size = registry.get(wildcards.run), wildcards.size
+    return registry.current_hash(run, size, planned_seeds(run, size))
 
 
 wildcard_constraints:
@@ -118,7 +126,7 @@ rule notebook:
         notebook="results/{size}/{run}/notebook.ipynb",
         status="results/{size}/{run}/status.json",
     params:
-        inputs=lambda wildcards: registry.inputs_hash(registry.get(wildcards.run), wildcards.size),
+        inputs=inputs,
     threads: THREADS
     resources:
         mem_mb=2000,

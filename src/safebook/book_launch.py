@@ -1,6 +1,7 @@
 """How to run one page again: the command, and links to Binder and Colab where _config.yml names the project's repository."""
 
 import re
+from collections.abc import Sequence
 from urllib.parse import quote
 
 import yaml
@@ -46,19 +47,18 @@ def colab() -> str | None:
     )
 
 
-def command(run_id: str, size: str) -> str:
-    """Runs one registered run and trains what it needs first; does nothing where it is up to date."""
+def command(run_id: str, size: str, seeds: Sequence[int] | None = None) -> str:
+    """Runs one registered run and trains what it needs first; does nothing where it is up to date. seeds: None = all."""
+    some = f"seeds={','.join(map(str, seeds))} " if seeds else ""
     return (
-        f".venv/bin/snakemake --cores 2 --config size={size} --rerun-triggers params input mtime "
+        f".venv/bin/snakemake --cores 2 --config size={size} {some}--rerun-triggers params input mtime "
         f"-- results/{size}/{run_id}/results.json"
     )
 
 
-def block(run_id: str, template: str, size: str) -> str:
+def block(run_id: str, template: str, size: str, seeds: Sequence[int] | None = None) -> str:
     """HTML: the exact command behind a page, and the links if there are any."""
     links = ((binder(template), "on Binder"), (colab(), f"on Colab (as {run_id})"))
     found = " or ".join(h.link(href, text) for href, text in links if href)
     more = f" Its smoke size: {found}." if found else ""
-    return (
-        f'<p class="sb-downloads">Run this notebook: <code>{h.esc(command(run_id, size))}</code>.{more}</p>'
-    )
+    return f'<p class="sb-downloads">Run this notebook: <code>{h.esc(command(run_id, size, seeds))}</code>.{more}</p>'

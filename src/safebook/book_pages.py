@@ -47,8 +47,9 @@ def page(
 
 
 def download_name(view: RunView, path: Path) -> str:
-    """Where a file lies in the built book, relative to its root."""
-    return f"records/{view.size}/{view.run.id}/{path.name}"
+    """Where a file lies in the built book, relative to its root; a record of some seeds leaves the place to the whole one."""
+    some = f"seed-{'-'.join(map(str, view.some_seeds))}/" if view.some_seeds else ""
+    return f"records/{view.size}/{view.run.id}/{some}{path.name}"
 
 
 def _top(view: RunView, others: Sequence[RunView]) -> str:
@@ -103,7 +104,7 @@ def _facts(view: RunView) -> str:
     if view.record is not None and not view.local:
         cells += "<div><dt>from</dt><dd>a committed record</dd></div>"
     start = '<div class="sb-facts" role="note" aria-label="About this run">'
-    again = book_launch.block(view.run.id, view.run.template, view.size)
+    again = book_launch.block(view.run.id, view.run.template, view.size, view.some_seeds)
     return f"{start}<dl>{cells}</dl>{_downloads(view)}{again}</div>"
 
 

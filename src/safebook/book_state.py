@@ -23,6 +23,7 @@ class RunView:
     notebook: Path | None = None  # the executed notebook; partial after a failure
     status: dict = field(default_factory=dict)
     error: dict | None = None  # name, message, cell, traceback
+    some_seeds: list[int] | None = None  # the record's, where this machine's run has fewer than the book's
 
     @property
     def facts(self) -> dict:
@@ -49,7 +50,8 @@ def view(run: Any, size: str) -> RunView:
 def elsewhere(run: Any, size: str) -> list[RunView]:
     """The run's other records, on this machine or committed, smallest size first.
 
-    That is those of the other sizes; also the committed one of this size where this machine's own run failed.
+    That is those of the other sizes; also the committed one of this size where this machine's own run failed, or has
+    fewer seeds.
     """
     from safebook import registry
 
@@ -57,7 +59,8 @@ def elsewhere(run: Any, size: str) -> list[RunView]:
     for other in registry.SIZES:
         known = view(run, other)
         committed = paths.RECORDED / other / run.id
-        if known.record is None and (committed / "results.json").exists():
+        lacking = known.record is None or known.some_seeds
+        if lacking and (committed / "results.json").exists():
             known = _recorded(run, other, committed, False, {})
         elif other == size:
             continue
@@ -67,20 +70,19 @@ def elsewhere(run: Any, size: str) -> list[RunView]:
 
 
 def _recorded(run: Any, size: str, folder: Path, local: bool, status: dict) -> RunView:
+    from safebook import registry
+
     record, error = _load(folder)
     notebook = _existing(folder / "notebook.ipynb")
     if record is None:
         return RunView(run, size, "failed", folder, local, None, notebook, status, error)
-    state = "ok" if is_fresh(run, size, record, local) else "stale"
-    return RunView(run, size, state, folder, local, record, notebook, status)
-
-
-def is_fresh(run: Any, size: str, record: dict, local: bool) -> bool:
-    """Whether the sources are still those that the record was made from. Committed records have every seed."""
-    from safebook import registry
-
-    values = registry.group(run, size, every_seed=not local)
-    return record["provenance"]["inputs_hash"] == registry.inputs_hash(run, size, values)
+    every = registry.seeds(run, size, every_seed=True)
+    seeds = record["seeds"] if local else every  # committed records have every seed
+    state = (
+        "ok" if record["provenance"]["inputs_hash"] == registry.current_hash(run, size, seeds) else "stale"
+    )
+    some = seeds if set(seeds) < set(every) else None
+    return RunView(run, size, state, folder, local, record, notebook, status, some_seeds=some)
 
 
 def files(view: RunView) -> list[Path]:

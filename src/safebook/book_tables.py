@@ -102,10 +102,11 @@ def _yours(row: dict, own: dict | None, found: dict | None) -> str:
     elif own is not None:
         parts.append(measured(row | {"value": found["value"], "interval": found["spread"]}))
         parts.append(h.agreement(found["agreement"], _expected(found, row)))
-    fewer = found is not None and own is not None and len(found["seeds"]) < len(own["seeds"])
-    if fewer:
-        some = ", ".join(map(str, found["seeds"]))
-        parts.append(f'<span class="sb-reason">of seed {some}, which alone judges no claim</span>')
+    if some := found and found["some_seeds"]:
+        words = f"seed{'s' if len(some) > 1 else ''} {', '.join(map(str, some))} alone"
+        parts.append(
+            f'<span class="sb-reason">{words}, which judge{"" if len(some) > 1 else "s"} no claim</span>'
+        )
     elif own is not None and own.get("size") != row.get("size") and own["value"] is not None:
         parts += [measured(own) + " (committed)"] if found is None else []
         parts.append(_verdict(own))

@@ -229,24 +229,23 @@ def _seeds(values: Mapping) -> str:
     return f"{len(values)} seed{'' if len(values) == 1 else 's'}"
 
 
-def _record(run_id: str, size: str):
+def _record(run_id: str, size: str, fewer: bool = False):
     """This machine's record of that size, else the committed one, else None; and whether it is stale.
 
-    A record of this machine with fewer seeds than the run has repeats others' and judges no claim.
+    A record of this machine with fewer seeds than the run has judges nothing: it comes last, and only if asked for.
     """
     from safebook import results, run
 
-    registered = registry.get(run_id)
+    registered, own, complete = registry.get(run_id), None, False
     state, _ = run.state(registered, size)
-    if state in (run.SUCCEEDED, "stale"):
-        record = results.load(registered.folder(size))
-        if not set(record.seeds) < set(registry.seeds(registered, size, every_seed=True)):
-            return record, state == "stale"
-    if (registered.recorded(size) / results.FILE).is_file():
+    if state in (run.SUCCEEDED, run.STALE, run.FEWER):
+        own = results.load(registered.folder(size))
+        complete = not set(own.seeds) < set(registry.seeds(registered, size, every_seed=True))
+    if not complete and (registered.recorded(size) / results.FILE).is_file():
         record = results.load(registered.recorded(size))
-        values = registry.group(registered, size, every_seed=True)
-        return record, record.inputs_hash != registry.inputs_hash(registered, size, values)
-    return None, False
+        every = registry.seeds(registered, size, every_seed=True)
+        return record, record.inputs_hash != registry.current_hash(registered, size, every)
+    return (own, state == run.STALE) if own and (complete or fewer) else (None, False)
 
 
 def measured(claim: Claim, record: "Record") -> tuple[dict[int, float], dict[int, float] | None]:
@@ -276,7 +275,7 @@ def row(claim: Claim, size: str | None) -> dict:
     reason = None if claim.implemented else "not implemented yet"
     for each in sizes if claim.implemented else []:
         try:
-            record, stale = _record(claim.run, each)
+            record, stale = _record(claim.run, each, fewer=size is not None)
         except RecordError as error:
             reason = f"the record is not valid: {error}"
         if record is not None:

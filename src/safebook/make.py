@@ -34,6 +34,9 @@ def book(size: str, execute: bool = True, jobs: int | None = None, threads: int 
 
     for registered in registry.RUNS:
         registry.group(registered, size)  # raises InputError before anything is started
+    registry.check_seeds(size)
+    if (only := registry.only_seeds()) is not None:
+        print(f"only seeds {', '.join(map(str, sorted(only)))}", file=sys.stderr)
     lock = _lock()
     if lock is None:
         print("safebook: another `safebook book` is at work in this checkout", file=sys.stderr)
@@ -193,7 +196,7 @@ def record(size: str) -> int:
     refused = 0
     for registered in registry.RUNS:
         state, _ = run.state(registered, size)
-        if state == "stale" and registered.reads:  # the committed records that it reads have just changed
+        if state == run.STALE and registered.reads:  # the committed records that it reads have just changed
             state = run.run_registered(registered, size).state
         if state != run.SUCCEEDED:
             print(f"refused {registered.id}: {state} at size {size}", file=sys.stderr)

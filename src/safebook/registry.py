@@ -100,6 +100,14 @@ def seeds(run: Run, size: str, every_seed: bool = False) -> list[int]:
     return list(overrides(run, size, every_seed).get("seeds", parameters.read(run.path)["seeds"].default))
 
 
+def check_seeds(size: str) -> None:
+    """Raises InputError where this build is confined to seeds that some run, or every run, has not."""
+    known = {seed for run in RUNS for seed in seeds(run, size)}
+    if unknown := (only_seeds() or frozenset()) - known:
+        every = sorted({seed for run in RUNS for seed in seeds(run, size, every_seed=True)})
+        raise InputError("seeds", sorted(unknown), f"seeds that a run has at size {size}: {every}")
+
+
 def models(run: Run, size: str, of_seeds: Iterable[int] | None = None) -> list[tuple[str, str, int]]:
     """(name, size, seed) of every trained model that a run needs, as `zoo.build` takes them.
 
@@ -138,6 +146,12 @@ def inputs_hash(run: Run, size: str, values: Mapping[str, object] | None = None)
         more.append(ledger.digest(run.reads))
     modules = [name for name in run.modules if name not in ("profiles.py", "chat_profiles.py")]
     return hash_inputs(run.path, values, modules, more)
+
+
+def current_hash(run: Run, size: str, of_seeds: Iterable[int]) -> str:
+    """The `inputs_hash` that a record of these seeds would have if it were made now; seeds that the run has not do not count."""
+    every, given = group(run, size, every_seed=True), set(of_seeds)
+    return inputs_hash(run, size, every | {"seeds": [seed for seed in every["seeds"] if seed in given]})
 
 
 def hash_inputs(

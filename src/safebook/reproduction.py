@@ -64,19 +64,23 @@ def column(size: str) -> dict[str, dict]:
 
 
 def marks(rows: Sequence[claims.Claim], run: registry.Run, size: str) -> dict[str, dict]:
-    """Claim id -> agreement (one of WORDS), committed mean and its prediction interval, which records are stale, and what this
+    """Claim id -> agreement (one of WORDS), committed mean and the prediction interval, which records are stale, and what this
     machine measured: value, the mean over its seeds, and spread, its 95 % interval, None of one seed.
+
+    The committed mean is over this machine's seeds where all are there. some_seeds: these where the run has more, else None.
 
     rows: claims that this run decides; those that this machine's record does not hold are left out.
     """
     own, committed = _load(run.folder(size)), _load(run.recorded(size))
     if own is None:
         return {}
-    every = registry.group(run, size, every_seed=True)
-    now = {"yours": registry.inputs_hash(run, size, every | {"seeds": own.seeds})}
-    now["the committed one"] = registry.inputs_hash(run, size, every)
-    named = {"yours": own, "the committed one": committed}
-    stale = [name for name, record in named.items() if record and record.inputs_hash != now[name]]
+    every = registry.seeds(run, size, every_seed=True)
+    named = {"yours": (own, own.seeds), "the committed one": (committed, every)}
+    stale = [
+        name
+        for name, (record, seeds) in named.items()
+        if record and record.inputs_hash != registry.current_hash(run, size, seeds)
+    ]
     # date and duration, too: copied, not measured again
     itself = committed is not None and committed.path.read_bytes() == own.path.read_bytes()
     found = {}
@@ -86,12 +90,15 @@ def marks(rows: Sequence[claims.Claim], run: registry.Run, size: str) -> dict[st
             continue
         mark = {"agreement": NOTHING, "committed": None, "interval": None, "stale": stale}
         values = list(numbers[0].values())
-        mark |= {"value": math.fsum(values) / len(values), "seeds": own.seeds}
+        some = own.seeds if set(own.seeds) < set(every) else None
+        mark |= {"value": math.fsum(values) / len(values), "some_seeds": some}
         mark["spread"] = claims.Interval.of(values).ends if len(values) >= 2 else None
         if known is not None:
             word, mark["interval"] = compare(known[0], numbers[0], repeats(known[1], numbers[1]))
             mark["agreement"] = ITSELF if itself else word
-            mark["committed"] = math.fsum(known[0].values()) / len(known[0])
+            same = {seed: known[0][seed] for seed in numbers[0] if seed in known[0]}
+            there = same if len(same) == len(numbers[0]) else known[0]
+            mark["committed"] = math.fsum(there.values()) / len(there)
         found[claim.id] = mark
     return found
 

@@ -21,7 +21,7 @@ from safebook import executed, parameters, paths, registry
 STATUS = "status.json"
 NOTEBOOK = "notebook.ipynb"
 TIMEOUT_S = {"smoke": 900, "laptop": 3 * 3600, "paper": 24 * 3600}  # seconds per cell
-SUCCEEDED, FAILED = "succeeded", "failed"
+SUCCEEDED, FAILED, STALE, FEWER = "succeeded", "failed", "stale", "fewer seeds"
 
 
 @dataclass
@@ -249,9 +249,10 @@ def failed_before_start(run: registry.Run, size: str, error: executed.Failure) -
 
 
 def state(run: registry.Run, size: str) -> tuple[str, Status | None]:
-    """How this run stands on this machine: "not run", "failed", "stale" or "succeeded"; and its last status.
+    """How this run stands on this machine: "not run", "failed", "stale", "fewer seeds" or "succeeded"; and its last status.
 
-    Stale: what the record depends on (see registry.inputs_hash) is no longer what it was.
+    Stale: what the record depends on (see registry.inputs_hash) is no longer what it was. Fewer seeds: it lacks some of those
+    that the run has, or that this build is confined to.
     """
     from safebook import results
 
@@ -266,4 +267,17 @@ def state(run: registry.Run, size: str) -> tuple[str, Status | None]:
     except results.RecordError as error:
         status.state, status.error = FAILED, executed.Failure("RecordError", str(error))
         return FAILED, status
-    return (SUCCEEDED if record.inputs_hash == registry.inputs_hash(run, size) else "stale"), status
+    if record.inputs_hash != registry.current_hash(run, size, record.seeds):
+        return STALE, status
+    every, only = set(registry.seeds(run, size, every_seed=True)), registry.only_seeds()
+    wanted = every if only is None else every & only
+    return (SUCCEEDED if wanted <= set(record.seeds) else FEWER), status
+
+
+def planned_seeds(run: registry.Run, size: str) -> list[int]:
+    """The seeds that a build measures this run with; of a record that has all of them and more, its own."""
+    from safebook import results
+
+    if registry.only_seeds() is not None and state(run, size)[0] == SUCCEEDED:
+        return results.load(run.folder(size)).seeds
+    return registry.seeds(run, size)

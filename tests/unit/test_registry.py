@@ -54,7 +54,10 @@ def test_a_build_of_fewer_seeds_keeps_those_of_its_runs_and_changes_their_hash(m
     assert {seed for *_, seed in registry.models(run, "laptop")} == {0, 4}
     assert registry.inputs_hash(run, "laptop") != whole
     assert registry.group(run, "laptop", every_seed=True) == every
-    assert registry.inputs_hash(run, "laptop", every) == whole
+    assert registry.current_hash(run, "laptop", every["seeds"]) == whole
+    assert registry.current_hash(run, "laptop", [4, 0, 9]) == registry.inputs_hash(run, "laptop")
+    with pytest.raises(InputError, match=r"\[7\].*seeds that a run has at size laptop: \[0, 1, 2, 3, 4\]"):
+        registry.check_seeds("laptop")
     monkeypatch.setenv("SAFEBOOK_SEEDS", "0")
     assert registry.group(run, "smoke") == registry.group(run, "smoke", every_seed=True)  # it has no other
     monkeypatch.setenv("SAFEBOOK_SEEDS", "3")

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from scipy import stats
 from test_claims import ROW
 
-from safebook import book_tables, claims, registry, reproduction, results
-from safebook.run import Status
+from safebook import book_pages, book_state, book_tables, claims, registry, reproduction, results
+from safebook.run import Status, planned_seeds
+from safebook.run import state as run_state
 
 VALUES = st.lists(st.integers(-1000, 1000).map(float), min_size=2, max_size=8, unique=True)
 
@@ -119,19 +120,59 @@ def test_a_run_of_one_seed_stands_beside_all_of_them_and_judges_nothing(toy_chec
     record(run.folder("laptop"), (2.0,), seeds=(1,))
     found = reproduction.column("laptop")["C1"]
     assert found["agreement"] == reproduction.IDENTICAL and not found["stale"]
-    assert found["value"] == 2.0 and found["spread"] is None and found["committed"] == 2.0
+    assert found["value"] == 2.0 and found["spread"] is None and found["some_seeds"] == [1]
     assert book_tables._yours(claims.row(CLAIM, "laptop"), claims.row(CLAIM, "laptop"), found).startswith("2")
+    record(
+        run.recorded("laptop"), (1.0, 5.0, 3.0)
+    )  # beside the committed number of the same seed, not the mean of all
+    assert reproduction.column("laptop")["C1"]["committed"] == 5.0
+    record(run.recorded("laptop"), (1.0, 2.0, 3.0))
     monkeypatch.setenv("SAFEBOOK_SEEDS", "1")  # as the build had it; a page that is made later need not
     for _ in range(2):
         row = claims.row(CLAIM, "laptop")
         assert row["seeds"] == [0, 1, 2] and row["value"] == 2.0 and not row["stale"]
         monkeypatch.delenv("SAFEBOOK_SEEDS", raising=False)
+    status(run)
+    assert run_state(run, "laptop")[0] == "fewer seeds"
     record(run.folder("laptop"), (12.0,), seeds=(1,))
     assert reproduction.column("laptop")["C1"]["agreement"] == reproduction.OUTSIDE
     # all seeds: what this machine measured comes first, as ever
     record(run.folder("laptop"), (4.0, 5.0, 6.0))
     status(run)
     assert claims.row(CLAIM, "laptop")["value"] == 5.0
+
+
+def test_where_nothing_is_committed_one_seed_shows_and_judges_nothing_larger(toy_checkout, monkeypatch):
+    run = registry.get("toy-01-first")
+    monkeypatch.setattr(claims, "read", lambda: [CLAIM])
+    record(run.folder("laptop"), (2.0,), seeds=(1,))
+    status(run)
+    row = claims.row(CLAIM, "laptop")
+    assert row["seeds"] == [1] and row["verdict"] == "not meaningful at this size"
+    assert claims.row(CLAIM, None)["size"] is None  # the scorecard's verdicts do not come from it
+    (view,) = [book_state.view(r, "laptop") for r in registry.RUNS if r.id == run.id]
+    assert view.state == "ok" and view.some_seeds == [1] and book_state.elsewhere(run, "laptop") == []
+    # beside a committed record: both are kept, in places of their own
+    record(run.recorded("laptop"), (1.0, 2.0, 3.0))
+    (other,) = book_state.elsewhere(run, "laptop")
+    names = [book_pages.download_name(v, v.folder / results.FILE) for v in (view, other)]
+    assert names == [f"records/laptop/{run.id}/{some}results.json" for some in ("seed-1/", "")]
+    monkeypatch.setenv("SAFEBOOK_SEEDS", "1")  # which the smoke size does not have: that is no reason to fail
+    assert book_state.elsewhere(run, "laptop") == [other] and run_state(run, "smoke")[0] == "not run"
+
+
+def test_a_record_of_all_seeds_is_enough_for_a_build_of_some(toy_checkout, monkeypatch):
+    run = registry.get("toy-01-first")
+    record(run.folder("laptop"), (1.0, 2.0, 3.0))
+    status(run)
+    monkeypatch.setenv("SAFEBOOK_SEEDS", "1")
+    assert run_state(run, "laptop")[0] == "succeeded" and planned_seeds(run, "laptop") == [0, 1, 2]
+    record(run.folder("laptop"), (1.0, 3.0), seeds=(0, 2))
+    assert run_state(run, "laptop")[0] == "fewer seeds" and planned_seeds(run, "laptop") == [1]
+    monkeypatch.setenv("SAFEBOOK_SEEDS", "0,2")
+    assert run_state(run, "laptop")[0] == "succeeded" and planned_seeds(run, "laptop") == [0, 2]
+    record(run.folder("laptop"), (1.0, 3.0, 9.0), seeds=(0, 2, 7))  # a seed that the run no longer has
+    assert run_state(run, "laptop")[0] == "stale"
 
 
 def status(run):

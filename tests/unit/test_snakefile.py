@@ -240,12 +240,20 @@ def test_goes_on_where_it_was_interrupted(project, number):
 
 
 def test_one_seed_of_several_then_the_others(project):
+    project.book()  # of another size, which does not have the seed
     project.book("laptop")
+    # all seeds are there: a build of one has nothing to do, and takes nothing away
+    code, text = project.call("safebook", "book", "--size", "laptop", "--seeds", "1")
+    assert code == 0 and "all runs are up to date" in text and "only seeds 1" in text
+    code, text = project.book("laptop")
+    assert code == 0 and "all runs are up to date" in text
     assert project.call("safebook", "record", "--size", "laptop")[0] == 0
     shutil.rmtree(project.root / "results")
     shutil.rmtree(project.root / "artifacts")
     (project.root / "trained.txt").unlink()
-    plan = project.call("snakemake", "-n", "--cores", "1", "--nolock", "--config", "size=laptop", "seeds=2")[1]
+    plan = project.call("snakemake", "-n", "--cores", "1", "--nolock", "--config", "size=laptop", "seeds=2")[
+        1
+    ]
     assert "toy-base-seed2" in plan and "-seed0" not in plan and "-seed1" not in plan  # as a cluster is asked
     code, text = project.call("safebook", "book", "--size", "laptop", "--seeds", "1")
     assert code == 0, text
@@ -256,7 +264,7 @@ def test_one_seed_of_several_then_the_others(project):
     assert code == 0 and "all runs are up to date" in text
     # what is committed has every seed, so that these are not offered as such
     code, text = project.call("safebook", "record", "--size", "laptop")
-    assert code == 1 and "refused toy-02-tuned: stale" in text
+    assert code == 1 and "refused toy-02-tuned: fewer seeds" in text
     project.env["SAFEBOOK_SEEDS"] = "1"
     code, text = project.call("safebook", "record", "--size", "laptop")
     assert code == 2 and "seeds" in text
@@ -268,6 +276,10 @@ def test_one_seed_of_several_then_the_others(project):
         f"toy-{x} {seed}" for x in ("base", "tuned") for seed in (0, 1, 2)
     ]
     assert json.loads(own.read_text())["seeds"] == [0, 1, 2]
+    code, text = project.call(
+        "snakemake", "-n", "--cores", "1", "--nolock", "--config", "size=laptop", "seeds=9"
+    )
+    assert code != 0 and "allowed: at least one of [0, 1, 2]" in text
 
 
 def test_larger_size_uses_its_group_and_touches_nothing_of_the_smaller(project):
