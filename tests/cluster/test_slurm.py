@@ -4,15 +4,16 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from test_snakefile import Project
 
-from safebook import paths, results
+from safebook import paths, registry, results
 
 pytestmark = pytest.mark.xdist_group("slurm")  # one of them at a time
-PART = ("pcfg-01-world", "pcfg-02-pretraining")  # real pages: a trained model and two notebooks
+PART, KILLED = "llama", "llama-04-clusters-and-weights"
 # no accounting database here. A job takes some ten seconds; each question in vain makes the next pause longer by ten.
 FAST = ("--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "12",
         "--latency-wait", "10", "--slurm-no-account")  # fmt: skip
@@ -27,7 +28,7 @@ def snakemake(root: Path, environment: dict, *arguments: str) -> subprocess.Pope
 
 
 def finish(process: subprocess.Popen) -> tuple[int, str]:
-    text, _ = process.communicate(timeout=420)  # idle: about a minute
+    text, _ = process.communicate(timeout=900)  # idle: a toy takes a minute, a part some minutes
     return process.returncode, text
 
 
@@ -39,9 +40,7 @@ def test_a_killed_job_stops_only_what_needs_it_and_the_same_command_goes_on(slur
     hang.touch()
     process = snakemake(project.root, project.env)
     project.wait_for(process, "trained.txt", "toy-tuned 0")
-    running = subprocess.run(["squeue", "--noheader", "--format=%i %k"], env=project.env, text=True,
-                             capture_output=True, check=True, timeout=60).stdout  # fmt: skip
-    job = next(line.split()[0] for line in running.splitlines() if "rule_model" in line)
+    job = next(job for job, about in jobs(project.env).items() if "rule_model" in about)
     subprocess.run(["scancel", "--signal=KILL", "--full", job], env=project.env, check=True, timeout=60)
     code, text = finish(process)
     assert code == 1 and project.count("executed.txt") == ["toy-01-free"], text
@@ -55,16 +54,49 @@ def test_a_killed_job_stops_only_what_needs_it_and_the_same_command_goes_on(slur
     assert "Nothing to be done" in project.plan()
 
 
-def test_real_pages_of_the_smoke_size(slurm, tmp_path):
+def jobs(environment: dict, state: str = "") -> dict[str, str]:
+    """Id -> comment (rule and wildcards) of the jobs that SLURM has, in one state or in all."""
+    command = ["squeue", "--noheader", "--format=%i %k", *(["--states", state] if state else [])]
+    shown = subprocess.run(
+        command, env=environment, text=True, capture_output=True, check=True, timeout=60
+    ).stdout
+    return dict(line.split(maxsplit=1) for line in shown.splitlines())
+
+
+def kill(environment: dict, wanted: str, process: subprocess.Popen) -> None:
+    """Kill the first job whose comment names this, a while after it began to run: in its middle."""
+    deadline = time.monotonic() + 600
+    while not (found := [job for job, about in jobs(environment, "RUNNING").items() if wanted in about]):
+        assert time.monotonic() < deadline and process.poll() is None, f"{wanted} did not run"
+        time.sleep(0.5)
+    time.sleep(3)
+    command = ["scancel", "--signal=KILL", "--full", found[0]]
+    subprocess.run(command, env=environment, check=True, timeout=60)
+
+
+def test_the_smoke_graph_of_a_part_with_a_page_killed_in_the_middle(slurm, tmp_path):
+    """Every model and page of the part on Llamas, as they are published."""
     for name in ("src", "notebooks", "profiles", "data"):
         shutil.copytree(paths.ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("results", ".*"))
     shutil.copy(paths.ROOT / "Snakefile", tmp_path)
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SAFEBOOK_")}
     plugins = os.environ.get("PYTHONPATH", "")
     environment |= slurm | {"PYTHONPATH": os.pathsep.join([str(tmp_path / "src"), plugins])}
-    targets = [f"results/smoke/{run}/results.json" for run in PART]
+    part = [run for run in registry.RUNS if run.paper == PART]
+    records = {run.id: tmp_path / "results" / "smoke" / run.id / "results.json" for run in part}
+    targets = [str(record.relative_to(tmp_path)) for record in records.values()]
+    models = {model for run in part for model in registry.models(run, "smoke")}
+
+    process = snakemake(tmp_path, environment, "--", *targets)
+    kill(environment, KILLED, process)
+    code, text = finish(process)
+    assert code == 1 and {run for run, record in records.items() if not record.exists()} == {KILLED}, text
+    trained = {file: file.stat().st_mtime_ns for file in (tmp_path / "artifacts").glob("smoke/*/meta.json")}
+    assert len(trained) == len(models)
+    assert text.count("has been submitted with SLURM jobid") == len(models) + len(part)
+
     code, text = finish(snakemake(tmp_path, environment, "--", *targets))
-    assert code == 0, text
-    assert text.count("has been submitted with SLURM jobid") == 3
-    for run in PART:
-        assert results.load(tmp_path / "results" / "smoke" / run).run == run
+    assert code == 0 and text.count("has been submitted with SLURM jobid") == 1, text
+    assert {file: file.stat().st_mtime_ns for file in trained} == trained  # nothing is trained twice
+    for run, record in records.items():
+        assert results.load(record.parent).run == run
