@@ -7,7 +7,7 @@ has nothing to do with safety. Source: our own; the objects are those of papers 
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, product
 
 import pandas as pd
 import torch
@@ -203,6 +203,46 @@ def highest(frame: pd.DataFrame, columns: Iterable[str] = ("view", "first", "sec
     wide["swapped, mean"] = mean["swapped"] if "swapped" in mean else float("nan")
     wide = wide.reindex(columns=list(GROUPS))
     return wide[wide["safety"].notna()].reset_index()
+
+
+def by_layer(frame: pd.DataFrame) -> pd.DataFrame:
+    """A row a pair of kinds, space, layer and k: `above` of the safety pair, `rival` = the highest swapped pair's *in that
+    layer*, and `rivals` = how many there are. Pairs without a swapped one are left out.
+
+    The null that decides, layer by layer: the highest may be another pair in every layer, which a mean over layers hides.
+    """
+    keys = ["space", "layer", "first", "second", "k"]
+    groups = [group_of(*skills) for skills in zip(frame["first_skill"], frame["second_skill"])]
+    grouped = frame.assign(group=groups).groupby([*keys, "group"], sort=False)["above"]
+    highest_of, count = grouped.max().unstack("group"), grouped.size().unstack("group")
+    found = pd.DataFrame({"above": highest_of.get(SAFETY), "rival": highest_of.get("swapped")}, dtype=float)
+    found["rivals"] = count.get("swapped")
+    return found.dropna().astype({"rivals": int}).reset_index()
+
+
+def nearest_rival(
+    objects: Mapping[Object, dict[str, Bases]], first: str, second: str, space: str, layer: int, rank: int
+) -> float:
+    """Smallest principal angle, in degrees, of the swapped pairs of two kinds in one layer; nan where there is none."""
+    swapped = [
+        (a, b)
+        for a, b in product(objects, objects)
+        if (a[0], b[0]) == (first, second) and group_of(a[1], b[1]) == "swapped"
+    ]
+    bases = [(objects[a][space].get(layer), objects[b][space].get(layer)) for a, b in swapped]
+    angles = [smallest_angle(a[:, :rank], b[:, :rank]) for a, b in bases if a is not None and b is not None]
+    return min(angles, default=float("nan"))
+
+
+def in_depth(objects: Mapping[Object, dict[str, Bases]], frame: pd.DataFrame) -> pd.DataFrame:
+    """`by_layer` with the smallest principal `angle` of the safety pair and `rival_angle`, that of the nearest swapped pair."""
+    found = by_layer(frame)
+    own, others = [], []
+    for row in found.itertuples():
+        a, b = (objects[kind, SAFETY][row.space][row.layer][:, : row.k] for kind in (row.first, row.second))
+        own.append(smallest_angle(a, b))
+        others.append(nearest_rival(objects, row.first, row.second, row.space, row.layer, row.k))
+    return found.assign(layer=found["layer"] + 1, angle=own, rival_angle=others)
 
 
 def smallest_angle(a: Tensor, b: Tensor) -> float:

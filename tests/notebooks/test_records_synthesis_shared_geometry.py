@@ -4,7 +4,7 @@ import pytest
 from test_records import records
 
 from safebook import results
-from safebook.shared_geometry import KINDS, SAFETY, VIEWS
+from safebook.shared_geometry import KINDS, SAFETY, SPACES, VIEWS
 
 RUN = "synthesis-01-shared-geometry"
 PAIR = ["view", "first", "second"]
@@ -63,6 +63,28 @@ def test_claims_follow_from_the_tables(folder):
         where = {"view": "written", "first": "gradient", "second": "update"}
         mean = r.scalars("above_chance", of="swapped, mean", **where)[seed]
         assert mean <= r.scalars("above_chance", of="swapped", **where)[seed] + 1e-9
+
+
+@records(RUN)
+def test_layers_and_ranks_add_up_to_the_means_of_the_claims(folder):
+    """Of safety pairs the mean over layers is the claim's number; of rivals the highest of every layer is no lower on average
+    than the one that is highest on average."""
+    r = results.load(folder)
+    depth, pairs, layers = (r.tables[name] for name in ("depth", "pairs", "layers"))
+    view = depth["space"].map({name: space.view for name, space in SPACES.items()})
+    depth = depth[depth["k"] == r.parameters["rank"]].assign(view=view)
+    assert (depth["rivals"] >= 1).all() and depth["angle"].between(0, 90.0001).all()
+    keys = ["seed", *PAIR]
+    mean = depth.groupby(keys)[["above", "rival"]].mean()
+    own = pairs[group(pairs) == 2].set_index(keys)["above"]
+    rival = pairs[group(pairs) == 1].groupby(keys)["above"].max()
+    assert len(mean) == len(own) == len(rival)
+    assert (mean["above"] - own).abs().max() < 1e-5
+    assert (mean["rival"] - rival).min() > -1e-5
+    place = ["seed", "space", "layer", "first", "second"]
+    both = depth.merge(layers, on=place, suffixes=("", "_at_rank"))
+    assert len(both) == len(layers) and (both["angle"] - both["angle_at_rank"]).abs().max() < 1e-4
+    assert set(r.tables["depth"]["k"]) == set(r.parameters["ranks"])
 
 
 @records(RUN)

@@ -1,5 +1,7 @@
 """The geometry that part 4 rests on: overlaps, nulls, and where a lock's shifts go."""
 
+import math
+
 import llamas
 import pytest
 import torch
@@ -147,3 +149,34 @@ def test_an_update_is_a_difference_and_none_is_an_error():
     for x in geometry.change(after, before).values():
         torch.testing.assert_close(x, torch.ones_like(x), atol=1e-6, rtol=0)
     assert len(geometry.weights(network, every=2)) == len(before) // 2
+
+
+def test_the_rival_of_a_layer_is_the_highest_of_that_layer_and_not_of_the_mean():
+    """Two rivals take turns: each is the highest in one layer alone, where the mean over layers has neither above the pair."""
+    axes = torch.eye(8, dtype=torch.float64)
+    own, half = axes[:, :1], unit(axes[:, 0] + axes[:, 1])[:, None]  # cosine squared of one half
+    far = axes[:, 2:3]
+    objects = {
+        ("gradient", SAFE): everywhere(own, layers=(0, 1)),
+        ("update", SAFE): everywhere(half, layers=(0, 1)),
+        ("update", "first"): {space: {0: own, 1: far} for space in geometry.SPACES},
+        ("update", "second"): {space: {0: far, 1: own} for space in geometry.SPACES},
+    }
+    frame = geometry.compare(objects, [1])
+    by_mean = geometry.highest(geometry.by_view(frame)).iloc[0]
+    assert by_mean["swapped"] == pytest.approx(1 / 2 - 1 / 8) == by_mean["safety"]
+    found = geometry.in_depth(objects, frame)
+    assert set(found["layer"]) == {1, 2} and set(found["rivals"]) == {2} and len(found) == 2 * 4
+    assert found["above"].to_list() == pytest.approx([1 / 2 - 1 / 8] * 8)
+    assert found["rival"].to_list() == pytest.approx([1 - 1 / 8] * 8)
+    assert found["angle"].to_list() == pytest.approx([45] * 8)
+    assert found["rival_angle"].to_list() == pytest.approx([0] * 8, abs=1e-5)
+
+
+def test_a_pair_without_a_rival_has_no_row_in_depth():
+    basis = random_orthonormal(6, 2, drawn())
+    objects = {("gradient", SAFE): everywhere(basis), ("update", SAFE): everywhere(basis)}
+    assert geometry.in_depth(objects, geometry.compare(objects, [1, 2])).empty
+    assert math.isnan(geometry.nearest_rival(objects, "gradient", "update", "read", 0, 2))
+    objects["update", "sums"] = everywhere(basis, layers=(3,))  # in a layer that the others lack
+    assert geometry.in_depth(objects, geometry.compare(objects, [1, 2])).empty

@@ -153,9 +153,11 @@ def by_rank(record: "Record", view: str) -> Figure:
 
 
 def angles(record: "Record", space: str) -> Figure:
-    """Smallest principal angle of the safety pairs against the layer, with random subspaces of the same dimensions."""
-    table = record.tables["layers"]
+    """Smallest principal angle of the safety pairs against the layer, with random subspaces of the same dimensions and the
+    nearest swapped pair of each layer."""
+    table, rivals = record.tables["layers"], record.tables["depth"]
     table = table[table["space"] == space]
+    rivals = rivals[(rivals["space"] == space) & (rivals["k"] == record.parameters["rank"])]
     kinds = list(NAMES)
     shown = sorted(
         set(zip(table["first"], table["second"])), key=lambda p: (kinds.index(p[0]), kinds.index(p[1]))
@@ -166,11 +168,47 @@ def angles(record: "Record", space: str) -> Figure:
         random = part.groupby("layer")[["random_low", "random"]].mean()
         axis.fill_between(random.index, random["random_low"], 90, color="0.88", lw=0, label="random, 97.5 %")
         axis.plot(random.index, random["random"], color="0.5", lw=1, label="random, median")
-        axis.plot(part["layer"], part["angle"], "o", color=COLOURS["safe"], ms=4, alpha=0.8, label="measured")
+        nearest = rivals[(rivals["first"] == first) & (rivals["second"] == second)]
+        style = {"color": GROUPS["swapped"][1], "ms": 8, "mew": 1.6, "alpha": 0.8}
+        axis.plot(nearest["layer"], nearest["rival_angle"], "_", label="nearest with another skill", **style)
+        axis.plot(
+            part["layer"], part["angle"], "o", color=COLOURS["safe"], ms=4, alpha=0.8, label="both of safety"
+        )
         axis.set_title(pair_name(first, second).replace(" and ", "\nand "), fontsize=8)
         axis.set(ylim=(0, 92), yticks=[0, 45, 90])
         axis.set_xlabel("layer", fontsize=8)
         axis.set_ylabel("smallest angle (°, ↓ alike)", fontsize=8)
         axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    legend_below(figure, axes[0], 3, fontsize=9)
+    legend_below(figure, axes[0], 2, fontsize=9)
+    return done(figure)
+
+
+def in_depth(record: "Record", space: str) -> Figure:
+    """Safety pair minus the highest swapped pair of the same layer and k, mean over seeds; a dot where all seeds have that sign."""
+    table = record.tables["depth"].assign(excess=lambda t: t["above"] - t["rival"])
+    table = table[table["space"] == space]
+    kinds, layers = list(NAMES), sorted(table["layer"].unique())
+    ranks = sorted(table["k"].unique())
+    shown = sorted(
+        set(zip(table["first"], table["second"])), key=lambda p: (kinds.index(p[0]), kinds.index(p[1]))
+    )
+    most = max(0.05, float(table.groupby(["first", "second", "layer", "k"])["excess"].mean().abs().max()))
+    figure, axes = panels(len(shown), min(5, len(shown)), 2.5, 2.2, sharex=True, sharey=True)
+    for axis, (first, second) in zip(axes, shown):
+        part = table[(table["first"] == first) & (table["second"] == second)]
+        cells = part.groupby(["k", "layer"])["excess"]
+        mean = cells.mean().unstack().reindex(index=ranks, columns=layers)
+        sure = (cells.min() > 0) | (cells.max() < 0)
+        image = axis.imshow(mean, cmap="RdBu", vmin=-most, vmax=most, origin="lower", aspect="auto")
+        places = [(layers.index(layer), ranks.index(k)) for k, layer in sure[sure].index]
+        axis.plot(*zip(*places) if places else ((), ()), ".", color="0.15", ms=4)
+        axis.set_xticks(range(len(layers)), layers, fontsize=8)
+        axis.set_yticks(range(len(ranks)), ranks, fontsize=8)
+        axis.set_facecolor("0.93")
+        axis.grid(False)
+        axis.set_title(pair_name(first, second).replace(" and ", "\nand "), fontsize=8)
+        axis.set_xlabel("layer", fontsize=8)
+        axis.set_ylabel("directions k", fontsize=8)
+    bar = figure.colorbar(image, ax=list(axes), shrink=0.8, pad=0.02)
+    bar.set_label("above the best rival\n(↑ shared by safety alone)", fontsize=8)
     return done(figure)
