@@ -204,6 +204,7 @@ def in_depth(record: "Record", space: str) -> Figure:
         axis.plot(*zip(*places) if places else ((), ()), ".", color="0.15", ms=4)
         axis.set_xticks(range(len(layers)), layers, fontsize=8)
         axis.set_yticks(range(len(ranks)), ranks, fontsize=8)
+        axis.tick_params(labelbottom=True)  # also where the row below is not full
         axis.set_facecolor("0.93")
         axis.grid(False)
         axis.set_title(pair_name(first, second).replace(" and ", "\nand "), fontsize=8)
