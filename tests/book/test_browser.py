@@ -222,7 +222,9 @@ def _use(tab, area) -> None:
 def _state(area) -> tuple[str, str]:
     shown = area.locator("img:visible")
     assert shown.count() == 1 and shown.evaluate("i => i.naturalWidth") > 0
-    return shown.get_attribute("src"), area.locator(".widget-readout").first.inner_text()
+    readout = area.locator(".widget-readout").first
+    assert readout.evaluate("e => e.scrollWidth <= e.clientWidth + 1"), "the label is cut off"
+    return shown.get_attribute("src"), readout.inner_text()
 
 
 def test_without_scripts_the_default_figure_is_shown(browser, site):

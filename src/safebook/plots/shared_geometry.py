@@ -133,7 +133,7 @@ def by_rank(record: "Record", view: str) -> Figure:
     table, width = record.tables["ranks"], max(record.frame("width")["value"])
     table = table[table["view"] == view]
     shown = [(first, second) for v, first, second in pairs(record) if v == view]
-    figure, axes = panels(len(shown), min(5, len(shown)), 2.5, 2.2, sharex=True, sharey=True)
+    figure, axes = panels(len(shown), min(3, len(shown)), 2.7, 2.2, sharex=True, sharey=True)
     for axis, (first, second) in zip(axes, shown):
         part = table[(table["first"] == first) & (table["second"] == second)]
         for group, (name, colour, _) in GROUPS.items():
@@ -162,7 +162,7 @@ def angles(record: "Record", space: str) -> Figure:
     shown = sorted(
         set(zip(table["first"], table["second"])), key=lambda p: (kinds.index(p[0]), kinds.index(p[1]))
     )
-    figure, axes = panels(len(shown), min(5, len(shown)), 2.5, 2.2, sharex=True, sharey=True)
+    figure, axes = panels(len(shown), min(3, len(shown)), 2.7, 2.2, sharex=True, sharey=True)
     for axis, (first, second) in zip(axes, shown):
         part = table[(table["first"] == first) & (table["second"] == second)]
         random = part.groupby("layer")[["random_low", "random"]].mean()
@@ -193,7 +193,7 @@ def in_depth(record: "Record", space: str) -> Figure:
         set(zip(table["first"], table["second"])), key=lambda p: (kinds.index(p[0]), kinds.index(p[1]))
     )
     most = max(0.05, float(table.groupby(["first", "second", "layer", "k"])["excess"].mean().abs().max()))
-    figure, axes = panels(len(shown), min(5, len(shown)), 2.5, 2.2, sharex=True, sharey=True)
+    figure, axes = panels(len(shown), min(3, len(shown)), 2.7, 2.2, sharex=True, sharey=True)
     for axis, (first, second) in zip(axes, shown):
         part = table[(table["first"] == first) & (table["second"] == second)]
         cells = part.groupby(["k", "layer"])["excess"]
