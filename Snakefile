@@ -57,6 +57,11 @@ def models(wildcards):
     return [meta(*model) for model in registry.models(run, size, planned_seeds(run, size))]
 
 
+def seeds(wildcards):
+    """The seeds that a run is measured with, so that a page which is only drawn anew keeps all that its record had."""
+    return ",".join(map(str, planned_seeds(registry.get(wildcards.run), wildcards.size)))
+
+
 def inputs(wildcards):
     """The hash of what a run's record depends on. A record that has the seeds asked for, and more, is up to date."""
     run, size = registry.get(wildcards.run), wildcards.size
@@ -127,9 +132,10 @@ rule notebook:
         status="results/{size}/{run}/status.json",
     params:
         inputs=inputs,
+        seeds=seeds,
     threads: THREADS
     resources:
         mem_mb=2000,
         runtime=120,
     shell:
-        SAFEBOOK + "run-registered {wildcards.run} --size {wildcards.size}"
+        "export " + registry.ONLY_SEEDS + "={params.seeds}; " + SAFEBOOK + "run-registered {wildcards.run} --size {wildcards.size}"

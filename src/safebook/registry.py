@@ -101,7 +101,7 @@ def seeds(run: Run, size: str, every_seed: bool = False) -> list[int]:
 
 
 def check_seeds(size: str) -> None:
-    """Raises InputError where this build is confined to seeds that some run, or every run, has not."""
+    """Raises InputError where this build is confined to seeds of which a run has none, or of which one is no run's."""
     known = {seed for run in RUNS for seed in seeds(run, size)}
     if unknown := (only_seeds() or frozenset()) - known:
         every = sorted({seed for run in RUNS for seed in seeds(run, size, every_seed=True)})

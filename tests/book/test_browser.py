@@ -223,7 +223,8 @@ def _state(area) -> tuple[str, str]:
     shown = area.locator("img:visible")
     assert shown.count() == 1 and shown.evaluate("i => i.naturalWidth") > 0
     readout = area.locator(".widget-readout").first
-    assert readout.evaluate("e => e.scrollWidth <= e.clientWidth + 1"), "the label is cut off"
+    fits = "e => e.scrollWidth <= e.clientWidth + 1 && e.getBoundingClientRect().right <= innerWidth"
+    assert readout.evaluate(fits), "the label is cut off"
     return shown.get_attribute("src"), readout.inner_text()
 
 

@@ -11,6 +11,7 @@ import pytest
 from test_snakefile import Project
 
 from safebook import paths, registry, results
+from safebook.run import FAILED, STATUS, Status
 
 pytestmark = pytest.mark.xdist_group("slurm")  # one of them at a time
 PART, KILLED = "llama", "llama-04-clusters-and-weights"
@@ -28,7 +29,11 @@ def snakemake(root: Path, environment: dict, *arguments: str) -> subprocess.Pope
 
 
 def finish(process: subprocess.Popen) -> tuple[int, str]:
-    text, _ = process.communicate(timeout=900)  # idle: a toy takes a minute, a part some minutes
+    try:
+        text, _ = process.communicate(timeout=1200)  # idle: a toy takes a minute, a part some minutes
+    except subprocess.TimeoutExpired:
+        process.kill()
+        pytest.fail(f"not finished:\n{process.communicate()[0]}")
     return process.returncode, text
 
 
@@ -63,14 +68,14 @@ def jobs(environment: dict, state: str = "") -> dict[str, str]:
     return dict(line.split(maxsplit=1) for line in shown.splitlines())
 
 
-def kill(environment: dict, wanted: str, process: subprocess.Popen) -> None:
-    """Kill the first job whose comment names this, a while after it began to run: in its middle."""
-    deadline = time.monotonic() + 600
-    while not (found := [job for job, about in jobs(environment, "RUNNING").items() if wanted in about]):
+def kill(environment: dict, wanted: str, started: Path, process: subprocess.Popen) -> None:
+    """Kill the job whose comment names this as soon as the file of its run says that it is at work."""
+    deadline = time.monotonic() + 1200  # on one core nearly all other jobs come first
+    while not started.exists():
         assert time.monotonic() < deadline and process.poll() is None, f"{wanted} did not run"
-        time.sleep(0.5)
-    time.sleep(3)
-    command = ["scancel", "--signal=KILL", "--full", found[0]]
+        time.sleep(0.2)
+    (job,) = [job for job, about in jobs(environment, "RUNNING").items() if wanted in about]
+    command = ["scancel", "--signal=KILL", "--full", job]
     subprocess.run(command, env=environment, check=True, timeout=60)
 
 
@@ -88,9 +93,14 @@ def test_the_smoke_graph_of_a_part_with_a_page_killed_in_the_middle(slurm, tmp_p
     models = {model for run in part for model in registry.models(run, "smoke")}
 
     process = snakemake(tmp_path, environment, "--", *targets)
-    kill(environment, KILLED, process)
-    code, text = finish(process)
+    try:
+        kill(environment, KILLED, records[KILLED].with_name(STATUS), process)
+        code, text = finish(process)
+    finally:
+        process.kill()
     assert code == 1 and {run for run, record in records.items() if not record.exists()} == {KILLED}, text
+    told = Status.read(records[KILLED].parent)
+    assert told.state == FAILED and told.error.name == "Interrupted"
     trained = {file: file.stat().st_mtime_ns for file in (tmp_path / "artifacts").glob("smoke/*/meta.json")}
     assert len(trained) == len(models)
     assert text.count("has been submitted with SLURM jobid") == len(models) + len(part)

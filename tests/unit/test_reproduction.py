@@ -127,12 +127,13 @@ def test_a_run_of_one_seed_stands_beside_all_of_them_and_judges_nothing(toy_chec
     )  # beside the committed number of the same seed, not the mean of all
     assert reproduction.column("laptop")["C1"]["committed"] == 5.0
     record(run.recorded("laptop"), (1.0, 2.0, 3.0))
+    record(run.folder("laptop"), (7.0,), seeds=(1,))
+    status(run)
     monkeypatch.setenv("SAFEBOOK_SEEDS", "1")  # as the build had it; a page that is made later need not
     for _ in range(2):
         row = claims.row(CLAIM, "laptop")
         assert row["seeds"] == [0, 1, 2] and row["value"] == 2.0 and not row["stale"]
         monkeypatch.delenv("SAFEBOOK_SEEDS", raising=False)
-    status(run)
     assert run_state(run, "laptop")[0] == "fewer seeds"
     record(run.folder("laptop"), (12.0,), seeds=(1,))
     assert reproduction.column("laptop")["C1"]["agreement"] == reproduction.OUTSIDE

@@ -247,6 +247,15 @@ def test_one_seed_of_several_then_the_others(project):
     assert code == 0 and "all runs are up to date" in text and "only seeds 1" in text
     code, text = project.book("laptop")
     assert code == 0 and "all runs are up to date" in text
+    # a page that is only drawn anew keeps every seed that its record had
+    (project.root / "src" / "safebook" / "drawing.py").write_text("# draws otherwise\n")
+    runs = len(project.count("executed.txt"))
+    code, text = project.call("safebook", "book", "--size", "laptop", "--seeds", "1")
+    assert code == 0 and len(project.count("executed.txt")) == runs + 2, text
+    own = project.root / "results" / "laptop" / "toy-02-tuned" / "results.json"
+    assert json.loads(own.read_text())["seeds"] == [0, 1, 2]
+    code, text = project.book("laptop")
+    assert code == 0 and "all runs are up to date" in text
     assert project.call("safebook", "record", "--size", "laptop")[0] == 0
     shutil.rmtree(project.root / "results")
     shutil.rmtree(project.root / "artifacts")
@@ -258,7 +267,6 @@ def test_one_seed_of_several_then_the_others(project):
     code, text = project.call("safebook", "book", "--size", "laptop", "--seeds", "1")
     assert code == 0, text
     assert project.count("trained.txt") == ["toy-base 1", "toy-tuned 1"]
-    own = project.root / "results" / "laptop" / "toy-02-tuned" / "results.json"
     assert json.loads(own.read_text())["seeds"] == [1]
     code, text = project.call("safebook", "book", "--size", "laptop", "--seeds", "1")
     assert code == 0 and "all runs are up to date" in text

@@ -198,7 +198,7 @@ def in_depth(record: "Record", space: str) -> Figure:
         part = table[(table["first"] == first) & (table["second"] == second)]
         cells = part.groupby(["k", "layer"])["excess"]
         mean = cells.mean().unstack().reindex(index=ranks, columns=layers)
-        sure = (cells.min() > 0) | (cells.max() < 0)
+        sure = ((cells.min() > 0) | (cells.max() < 0)) & (cells.count() == table["seed"].nunique())
         image = axis.imshow(mean, cmap="RdBu", vmin=-most, vmax=most, origin="lower", aspect="auto")
         places = [(layers.index(layer), ranks.index(k)) for k, layer in sure[sure].index]
         axis.plot(*zip(*places) if places else ((), ()), ".", color="0.15", ms=4)

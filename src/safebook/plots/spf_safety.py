@@ -285,6 +285,6 @@ def between(part: pd.DataFrame, column: str, arm: str, other: str) -> str:
     wide = part.pivot(index="seed", columns="arm", values=column)
     gaps = list(100 * (wide[arm] - wide[other]))
     if len(gaps) == 1:
-        return f"{gaps[0]:+.0f} points"
+        return f"{gaps[0]:+z.0f} points"
     known = Interval.of(gaps)
-    return f"{known.mean:+.0f} points (interval {known.ends[0]:.0f} to {known.ends[1]:.0f})"
+    return f"{known.mean:+z.0f} points (interval {known.ends[0]:z.0f} to {known.ends[1]:z.0f})"
