@@ -1,5 +1,6 @@
 """The built files, without a browser: links, weight, policy, no trace of the machine, a page per run."""
 
+import csv
 import gzip
 import re
 import sys
@@ -7,7 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from safebook import book_post, claims, registry
+from safebook import book_post, claims, paths, registry
 
 MAX_BYTES = 1_500_000
 
@@ -222,3 +223,22 @@ def test_formulas_are_drawn_and_readable_without_a_script(real):
         assert drawn == len(re.findall(r'class="math notranslate nohighlight"', page)), name
         assert page.count("</math></mjx-assistive-mml>") == drawn, name
     assert "mjx-assistive-mml" in (real.html / "_static" / "custom.css").read_text(encoding="utf-8")
+
+
+def test_no_cell_of_a_table_from_a_file_is_lost(real):
+    """A cell that begins with a per cent sign was once taken for a comment, and with it went the units."""
+    found = 0
+    for chapter in sorted(paths.BOOK.glob("*.md")):
+        html = real.html / f"{chapter.stem}.html"
+        tables = re.findall(r"```\{csv-table\}.*?\n:file: (\S+)\n", chapter.read_text(encoding="utf-8"))
+        if not tables:
+            continue
+        shown = re.findall(r"<t[dh]\b[^>]*>(.*?)</t[dh]>", html.read_text(encoding="utf-8"), re.S)
+        filled = sum(bool(re.sub(r"<[^>]*>", "", cell).strip()) for cell in shown)
+        cells = 0
+        for name in tables:
+            with (chapter.parent / name).open(newline="", encoding="utf-8") as file:
+                cells += sum(bool(cell.strip()) for row in csv.reader(file) for cell in row)
+        assert filled >= cells, (chapter.name, filled, cells)
+        found += cells
+    assert found
