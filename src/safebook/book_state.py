@@ -76,12 +76,12 @@ def _recorded(run: Any, size: str, folder: Path, local: bool, status: dict) -> R
     notebook = _existing(folder / "notebook.ipynb")
     if record is None:
         return RunView(run, size, "failed", folder, local, None, notebook, status, error)
-    every = registry.seeds(run, size, every_seed=True)
-    seeds = record["seeds"] if local else every  # committed records have every seed
+    # committed records have every seed
+    seeds = record["seeds"] if local else registry.seeds(run, size, every_seed=True)
     state = (
         "ok" if record["provenance"]["inputs_hash"] == registry.current_hash(run, size, seeds) else "stale"
     )
-    some = seeds if set(seeds) < set(every) else None
+    some = seeds if registry.fewer_seeds(run, size, seeds) else None
     return RunView(run, size, state, folder, local, record, notebook, status, some_seeds=some)
 
 

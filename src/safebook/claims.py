@@ -240,7 +240,7 @@ def _record(run_id: str, size: str, fewer: bool = False):
     state, _ = run.state(registered, size)
     if state in (run.SUCCEEDED, run.STALE, run.FEWER):
         own = results.load(registered.folder(size))
-        complete = not set(own.seeds) < set(registry.seeds(registered, size, every_seed=True))
+        complete = not registry.fewer_seeds(registered, size, own.seeds)
     if not complete and (registered.recorded(size) / results.FILE).is_file():
         record = results.load(registered.recorded(size))
         every = registry.seeds(registered, size, every_seed=True)

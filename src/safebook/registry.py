@@ -100,6 +100,11 @@ def seeds(run: Run, size: str, every_seed: bool = False) -> list[int]:
     return list(overrides(run, size, every_seed).get("seeds", parameters.read(run.path)["seeds"].default))
 
 
+def fewer_seeds(run: Run, size: str, of_seeds: Iterable[int]) -> bool:
+    """Are these some of the run's seeds at this size, and not all? Such a record repeats another and judges no claim."""
+    return set(of_seeds) < set(seeds(run, size, every_seed=True))
+
+
 def check_seeds(size: str) -> None:
     """Raises InputError where this build is confined to seeds of which a run has none, or of which one is no run's."""
     known = {seed for run in RUNS for seed in seeds(run, size)}

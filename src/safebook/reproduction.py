@@ -81,6 +81,7 @@ def marks(rows: Sequence[claims.Claim], run: registry.Run, size: str) -> dict[st
         for name, (record, seeds) in named.items()
         if record and record.inputs_hash != registry.current_hash(run, size, seeds)
     ]
+    some = own.seeds if registry.fewer_seeds(run, size, own.seeds) else None
     # date and duration, too: copied, not measured again
     itself = committed is not None and committed.path.read_bytes() == own.path.read_bytes()
     found = {}
@@ -90,7 +91,6 @@ def marks(rows: Sequence[claims.Claim], run: registry.Run, size: str) -> dict[st
             continue
         mark = {"agreement": NOTHING, "committed": None, "interval": None, "stale": stale}
         values = list(numbers[0].values())
-        some = own.seeds if set(own.seeds) < set(every) else None
         mark |= {"value": math.fsum(values) / len(values), "some_seeds": some}
         mark["spread"] = claims.Interval.of(values).ends if len(values) >= 2 else None
         if known is not None:

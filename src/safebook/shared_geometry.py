@@ -212,12 +212,10 @@ def by_layer(frame: pd.DataFrame) -> pd.DataFrame:
     The null that decides, layer by layer: the highest may be another pair in every layer, which a mean over layers hides.
     """
     keys = ["space", "layer", "first", "second", "k"]
-    groups = [group_of(*skills) for skills in zip(frame["first_skill"], frame["second_skill"])]
-    grouped = frame.assign(group=groups).groupby([*keys, "group"], sort=False)["above"]
-    highest_of, count = grouped.max().unstack("group"), grouped.size().unstack("group")
-    found = pd.DataFrame({"above": highest_of.get(SAFETY), "rival": highest_of.get("swapped")}, dtype=float)
-    found["rivals"] = count.get("swapped")
-    return found.dropna().astype({"rivals": int}).reset_index()
+    swapped = frame[(frame["first_skill"] == SAFETY) != (frame["second_skill"] == SAFETY)]
+    found = highest(frame, keys).rename(columns={"safety": "above", "swapped": "rival"})
+    found = found.dropna(subset=["rival"])[[*keys, "above", "rival"]]
+    return found.merge(swapped.groupby(keys).size().rename("rivals"), on=keys)
 
 
 def nearest_rival(

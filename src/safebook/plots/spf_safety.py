@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from safebook.attacks import wilson
 from safebook.plots import COLOURS, done, legend_below, panels
+from safebook.prose import mean_range
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -266,16 +267,11 @@ def asked_plainly(parts: Mapping[str, pd.DataFrame]) -> pd.DataFrame | None:
         for arm in in_order(part["arm"]):
             rows = part[part["arm"] == arm].set_index("seed")
             key = (set_name(data), arm_name(arm))
-            found[key] = {of: _range(rows[name]) for of, name in shown.items()}
+            found[key] = {of: mean_range((100 * rows[name]).to_dict(), 0) for of, name in shown.items()}
     if not found:
         return None
     table = pd.DataFrame.from_dict(found, orient="index")
     return table.set_index(pd.MultiIndex.from_tuples(found, names=["data", "arm"]))
-
-
-def _range(values: pd.Series) -> str:
-    mean, low, high = (100 * x for x in (values.mean(), values.min(), values.max()))
-    return f"{mean:.0f}" if len(values) == 1 else f"{mean:.0f} ({low:.0f} to {high:.0f})"
 
 
 def between(part: pd.DataFrame, column: str, arm: str, other: str) -> str:
